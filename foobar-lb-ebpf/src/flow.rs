@@ -1,0 +1,258 @@
+//! From a frame to the flow it belongs to, and from a flow to a hash.
+
+use network_types::{tcp::TcpHdr, udp::UdpHdr};
+
+use crate::{
+    headers::{Ethernet, Family, Icmp, Ip, Ports, Side, ether_type},
+    layout::{Address, Endpoint, FlowKey, TCP, UDP},
+    packet::Frame,
+    reason::Reason,
+};
+
+/// What a packet is to its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP SYN: the flow begins.
+    Start,
+    /// A packet of a flow that may exist.
+    Ongoing,
+    /// The same, with FIN or RST set.
+    Closing,
+    /// An ICMP error about a packet of the flow, quoted at this offset.
+    Error {
+        /// Where the quoted IP header begins, bytes from the start of the frame.
+        quoted: u32,
+        /// Where its TCP or UDP header begins.
+        transport: u32,
+    },
+    /// No ports to be seen: another protocol, or a fragment that is not the first.
+    Opaque,
+}
+
+/// A packet, parsed.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed {
+    /// The flow, in the direction in which its own packets would travel: for an ICMP error the packet it
+    /// quotes went the other way, so the quoted ends are swapped.
+    pub flow: FlowKey,
+    /// What the packet is to the flow.
+    pub kind: Kind,
+    /// Which IP.
+    pub family: Family,
+    /// The rest of the IP header.
+    pub ip: Ip,
+}
+
+/// Offset of the IP header.
+pub const IP: u32 = size_of::<Ethernet>() as u32;
+
+impl Parsed {
+    /// Nothing yet. The caller owns the place: a copy of this size would cost much of the kernel's 512 bytes
+    /// of stack.
+    #[inline(always)]
+    pub fn new() -> Self {
+        const NONE: Endpoint = Endpoint::new(Address([0; 16]), [0; 2], 0);
+        Self {
+            flow: FlowKey { source: NONE, destination: NONE },
+            kind: Kind::Opaque,
+            family: Family::V4,
+            ip: Ip::default(),
+        }
+    }
+
+    /// Reads a frame as far as its flow. One that is cut short behind its IP header stays opaque.
+    #[inline(always)]
+    pub fn parse(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
+        self.family = match frame.at::<Ethernet>(0)?.ether_type {
+            ether_type::IPV4 => Family::V4,
+            ether_type::IPV6 => Family::V6,
+            _ => return Err(Reason::NotIp),
+        };
+        self.ip = self.family.read(frame, IP)?;
+        self.family.address(frame, IP, Side::Source, &mut self.flow.source.address)?;
+        self.family.address(frame, IP, Side::Destination, &mut self.flow.destination.address)?;
+        if !self.ip.first {
+            return Ok(());
+        }
+        match self.ip.protocol {
+            TCP | UDP => self.parse_transport(frame),
+            protocol if protocol == self.family.icmp() => self.parse_icmp(frame),
+            _ => Ok(()),
+        }
+    }
+
+    /// The whole transport header must be there: one that is cut short is not rewritten.
+    #[inline(always)]
+    fn parse_transport(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
+        let kind = match self.ip.protocol {
+            TCP => frame.at::<TcpHdr>(self.ip.next).map(tcp_kind),
+            _ => frame.at::<UdpHdr>(self.ip.next).map(|_| Kind::Ongoing),
+        };
+        let (Ok(kind), Ok(ports)) = (kind, frame.at::<Ports>(self.ip.next)) else { return Ok(()) };
+        self.kind = kind;
+        set_ports(&mut self.flow.source, ports.source, self.ip.protocol);
+        set_ports(&mut self.flow.destination, ports.destination, self.ip.protocol);
+        Ok(())
+    }
+
+    /// An ICMP error belongs to the flow of the packet it quotes. One that was not sent to
+    /// that packet's source is forged, and stays opaque.
+    #[inline(always)]
+    fn parse_icmp(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
+        let quoted = self.ip.next + size_of::<Icmp>() as u32;
+        match frame.at::<Icmp>(self.ip.next) {
+            Ok(icmp) if self.family.quotes(icmp.type_) => {}
+            _ => return Ok(()),
+        }
+        let Ok(inner) = self.family.read(frame, quoted) else { return Ok(()) };
+        let Ok(ports) = frame.at::<Ports>(inner.next) else { return Ok(()) };
+        let to_sender =
+            self.family.has_address(frame, quoted, Side::Source, &self.flow.destination.address)?;
+        if !inner.first || !matches!(inner.protocol, TCP | UDP) || !to_sender {
+            return Ok(());
+        }
+        self.family.address(frame, quoted, Side::Destination, &mut self.flow.source.address)?;
+        self.kind = Kind::Error { quoted, transport: inner.next };
+        set_ports(&mut self.flow.source, ports.destination, inner.protocol);
+        set_ports(&mut self.flow.destination, ports.source, inner.protocol);
+        Ok(())
+    }
+}
+
+impl Default for Parsed {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[inline(always)]
+fn set_ports(end: &mut Endpoint, port: [u8; 2], protocol: u8) {
+    end.port = port;
+    end.protocol = protocol;
+}
+
+#[inline(always)]
+fn tcp_kind(tcp: &TcpHdr) -> Kind {
+    if tcp.fin() != 0 || tcp.rst() != 0 {
+        Kind::Closing
+    } else if tcp.syn() != 0 && tcp.ack() == 0 {
+        Kind::Start
+    } else {
+        Kind::Ongoing
+    }
+}
+
+/// The key of the flow hash: one word for each word of a flow.
+pub type HashKey = [u32; 10];
+
+/// Expands a seed (splitmix64) into a hash key.
+pub fn hash_key(seed: u64) -> HashKey {
+    let mut state = seed;
+    core::array::from_fn(|_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 32) as u32
+    })
+}
+
+/// Hashes a flow by NH, the universal hash of UMAC (RFC 4418, 5.2.2): a sum of products of keyed words. Whoever
+/// does not know the key finds two flows that collide with a probability of 2^-32, so nobody outside can aim at
+/// one backend; five multiplications. Being universal is not being uniform, so the sum is mixed at the end.
+#[inline(always)]
+pub fn hash(key: &HashKey, flow: &FlowKey) -> u64 {
+    let FlowKey { source, destination } = flow;
+    let (source_words, _) = source.address.0.as_chunks::<4>();
+    let (destination_words, _) = destination.address.0.as_chunks::<4>();
+    let ports = [source.port[0], source.port[1], destination.port[0], destination.port[1]];
+    let mut sum = product(key[8], u32::from_be_bytes(ports), key[9], u32::from(source.protocol));
+    for word in 0..4 {
+        let source = u32::from_be_bytes(source_words[word]);
+        let destination = u32::from_be_bytes(destination_words[word]);
+        sum = sum.wrapping_add(product(key[word], source, key[4 + word], destination));
+    }
+    let mixed = (sum ^ (sum >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 32)
+}
+
+#[inline(always)]
+fn product(key_a: u32, a: u32, key_b: u32, b: u32) -> u64 {
+    u64::from(key_a.wrapping_add(a)).wrapping_mul(u64::from(key_b.wrapping_add(b)))
+}
+
+/// Maps a hash to 0..size in proportion, without a division (Lemire, 2019).
+#[inline(always)]
+pub fn reduce(hash: u64, size: u32) -> u32 {
+    ((u64::from(hash as u32) * u64::from(size)) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{layout::mapped, packet::{Buffer, Packet}};
+
+    fn flow(client: u32, port: u16) -> FlowKey {
+        FlowKey {
+            source: Endpoint::new(mapped(client.to_be_bytes()), port.to_be_bytes(), TCP),
+            destination: Endpoint::new(mapped([203, 0, 113, 80]), 80u16.to_be_bytes(), TCP),
+        }
+    }
+
+    #[test]
+    fn hashes_are_what_they_were() {
+        // A fleet during an upgrade must agree on every flow.
+        assert_eq!(hash(&hash_key(1), &flow(0x0a00_0001, 4242)), 16_083_190_362_984_681_219);
+        assert_eq!(hash(&hash_key(2), &flow(0x0a00_0001, 4242)), 10_982_696_804_123_746_041);
+    }
+
+    #[test]
+    fn neighbouring_flows_spread() {
+        const SLOTS: u32 = 97;
+        let key = hash_key(7);
+        for vary_address in [true, false] {
+            let mut counts = [0u32; SLOTS as usize];
+            for i in 0..SLOTS * 1000 {
+                let flow = if vary_address { flow(i, 80) } else { flow(i >> 16, i as u16) };
+                counts[reduce(hash(&key, &flow), SLOTS) as usize] += 1;
+            }
+            // Five standard deviations of a binomial with mean 1,000.
+            assert!(counts.iter().all(|count| (840..=1160).contains(count)), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn flipping_top_bits_does_not_collide() {
+        let key = hash_key(3);
+        let collisions = (0..100_000u32)
+            .filter(|i| {
+                let other = flow(i ^ 0x8000_0000, (*i as u16) ^ 0x8000);
+                hash(&key, &flow(*i, *i as u16)) == hash(&key, &other)
+            })
+            .count();
+        assert_eq!(collisions, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_without_a_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+                                                v6: bool, icmp: bool) {
+            // Random bytes rarely look like IP: half a header helps to get further in.
+            if bytes.len() > 34 {
+                bytes[12..14].copy_from_slice(&if v6 { ether_type::IPV6 } else { ether_type::IPV4 });
+                bytes[14] = if v6 { 0x60 } else { 0x40 | (bytes[14] & 0xf) };
+                if icmp {
+                    bytes[if v6 { 20 } else { 23 }] = if v6 { 58 } else { 1 };
+                }
+            }
+            let mut parsed = Parsed::new();
+            let length = bytes.len() as u32;
+            let parses = parsed.parse(&Buffer { bytes: &mut bytes, ingress: 1 }.frame()).is_ok();
+            prop_assert!(!parses || length >= IP + 20);
+            if let Kind::Error { quoted, transport } = parsed.kind {
+                prop_assert!(quoted < transport && transport < length);
+            }
+        }
+    }
+}

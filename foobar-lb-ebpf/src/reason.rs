@@ -1,0 +1,124 @@
+//! Why a packet was not simply forwarded. One enum: its discriminant is the index of a counter, its action the
+//! verdict, its name the metric. A new reason cannot be forgotten anywhere.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To the kernel.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Out of the interface it came in by.
+    Transmit,
+    /// Out of the interface with this index.
+    Redirect(u32),
+}
+
+/// What a reason means for the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The kernel takes it.
+    Pass,
+    /// It is dropped.
+    Drop,
+    /// It is answered on the interface it came in by.
+    Answer,
+    /// It goes on; the reason is a remark for the operator.
+    Forward,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal => $action:ident,)+) => {
+        /// Why a packet was not simply forwarded.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in status and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// What it means for the packet.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$variant => Action::$action),+ }
+            }
+
+            /// What it means and what to do about it, for the operator.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Neither IPv4 nor IPv6 directly on Ethernet.
+    NotIp = "not_ip" => Pass,
+    /// The frame ends before its IP header does, or that header is broken.
+    Malformed = "malformed" => Pass,
+    /// An IPv6 packet with an IPv4-mapped address (::ffff:0:0/96), which must not appear on the wire.
+    MappedAddress = "mapped_address" => Pass,
+    /// For no service and from no backend of one.
+    NotForService = "not_for_service" => Pass,
+    /// From a backend to an address of the balancer: the answer to a probe, or to a client on the balancer.
+    ToBalancer = "to_balancer" => Pass,
+    /// From a backend to a client listed in `direct`.
+    DirectClient = "direct_client" => Pass,
+    /// A connection that a backend opens from its service port: not a reply, so not rewritten.
+    OpenedByBackend = "opened_by_backend" => Pass,
+    /// A reply larger than the way to the client: the kernel tells the backend (RFC 1191, RFC 8201).
+    ReplyTooBig = "reply_too_big" => Pass,
+    /// Rewritten, but its next hop is not resolved or not on an attached interface: the kernel forwards it.
+    HandedToKernel = "handed_to_kernel" => Pass,
+    /// To a VIP, but to no service: passing it on would make a loop.
+    NoService = "no_service" => Drop,
+    /// No backend of the service may get it.
+    NoBackend = "no_backend" => Drop,
+    /// A fragment to or from a service: its ports are not in every fragment.
+    Fragment = "fragment" => Drop,
+    /// Its TTL or hop limit is used up.
+    HopLimit = "hop_limit" => Drop,
+    /// Larger than the way to the backend and not to be fragmented.
+    TooBig = "too_big" => Drop,
+    /// No route to the client.
+    NoRoute = "no_route" => Drop,
+    /// The interface that a reply came by does not forward: see `foobar-lb attach --sysctl`.
+    ForwardingOff = "forwarding_off" => Drop,
+    /// An ARP request or neighbour solicitation for an announced VIP, answered.
+    Announced = "announced" => Answer,
+    /// The client is in the backend's subnet: the reply goes past the balancer and the client refuses it.
+    ClientOnBackendSubnet = "client_on_backend_subnet" => Forward,
+    /// A UDP packet from a backend to the same port as its own: rewritten, but perhaps the backend's own query.
+    ReplyToOwnPort = "reply_to_own_port" => Forward,
+    /// A flow could not be remembered: the map is full, or the part of it that mid-flow packets may fill.
+    NotRemembered = "not_remembered" => Forward,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discriminants_are_the_indices_of_all() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_metric_labels() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,367 @@
+//! The only file that names aya: loads the data path, attaches it, writes its maps step by step and reads its
+//! counters and remembered flows. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    maps::{
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+    programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs, xdp::XdpLinkId},
+};
+use foobar_lb_ebpf::{
+    flow::hash_key,
+    layout::{
+        Address, Backend, Count, DirectKey, Endpoint, FlowKey, Interface, Remembered, Reply, Service, Slot,
+        Traffic, name,
+    },
+    reason::Reason,
+};
+use memmap2::{MmapOptions, MmapRaw};
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
+
+use crate::plan::Step;
+
+/// Why the data path does not run, or does not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused the object or one of its maps.
+    #[error("the kernel refused the data path's maps")]
+    Load(#[source] Box<EbpfError>),
+    /// The verifier refused the program.
+    #[error("the kernel refused the program `{}`", name::PROGRAM)]
+    Program(#[source] Box<ProgramError>),
+    /// The program could not be attached.
+    #[error("cannot attach to {interface} in {mode} mode")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// How it was to be attached.
+        mode: Mode,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {what} the map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What was to be done to it.
+        what: &'static str,
+        /// What the kernel said.
+        source: Box<MapError>,
+    },
+    /// The slots could not be mapped into memory.
+    #[error("cannot map the slots into memory")]
+    Mmap(#[source] io::Error),
+}
+
+/// Where the program runs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the network stack, on socket buffers.
+    Generic,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// The program on an interface.
+#[derive(Debug)]
+pub struct Link {
+    /// Name of the interface.
+    pub interface: String,
+    /// Where it runs.
+    pub mode: Mode,
+    id: XdpLinkId,
+}
+
+/// How large the maps are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacities {
+    /// Slots of all tables together.
+    pub slots: u32,
+    /// Backends of all services together.
+    pub backends: u32,
+}
+
+type Words<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+
+const ENDPOINT: usize = size_of::<Endpoint>();
+const FLOW: usize = size_of::<FlowKey>();
+
+/// The loaded data path. Dropping it detaches it.
+pub struct Bpf {
+    ebpf: Ebpf,
+    slots: MmapRaw,
+    services: Words<ENDPOINT, { size_of::<Service>() }>,
+    replies: Words<ENDPOINT, { size_of::<Reply>() }>,
+    addresses: HashMap<MapData, [u8; size_of::<Address>()], u32>,
+    interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
+    direct: LpmTrie<MapData, [u8; size_of::<DirectKey>()], u32>,
+    backends: Array<MapData, [u8; size_of::<Backend>()]>,
+    traffic: PerCpuArray<MapData, [u8; size_of::<Traffic>()]>,
+    reasons: PerCpuArray<MapData, [u8; size_of::<Count>()]>,
+    remembered: BTreeMap<&'static str, HashMap<MapData, [u8; FLOW], [u64; 2]>>,
+}
+
+/// A remembered flow as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct RememberedFlow {
+    /// The map that holds it.
+    pub map: &'static str,
+    /// The flow.
+    pub flow: FlowKey,
+    /// Its backend and state.
+    pub remembered: Remembered,
+    /// When it last sent, nanoseconds of CLOCK_MONOTONIC.
+    pub seen: u64,
+}
+
+impl Bpf {
+    /// Loads program and maps into the kernel, attached nowhere.
+    pub fn load(capacities: Capacities, seed: u64) -> Result<Self, Error> {
+        let key = hash_key(seed);
+        let mut ebpf = EbpfLoader::new()
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global(name::HASH_KEY, &key, true)
+            .map_max_entries(name::SLOTS, capacities.slots)
+            .map_max_entries(name::BACKENDS, capacities.backends)
+            .map_max_entries(name::TRAFFIC, capacities.backends)
+            .map_max_entries(name::REPLIES, capacities.backends)
+            .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp")))
+            .map_err(|error| Error::Load(Box::new(error)))?;
+        program(&mut ebpf).load().map_err(|error| Error::Program(Box::new(error)))?;
+        let slots = map_slots(&mut ebpf, capacities.slots)?;
+        let remembered = [name::HALF_OPEN, name::ESTABLISHED, name::ADOPTED];
+        Ok(Self {
+            slots,
+            services: take(&mut ebpf, name::SERVICES)?,
+            replies: take(&mut ebpf, name::REPLIES)?,
+            addresses: take(&mut ebpf, name::ADDRESSES)?,
+            interfaces: take(&mut ebpf, name::INTERFACES)?,
+            direct: take(&mut ebpf, name::DIRECT)?,
+            backends: take(&mut ebpf, name::BACKENDS)?,
+            traffic: take(&mut ebpf, name::TRAFFIC)?,
+            reasons: take(&mut ebpf, name::REASONS)?,
+            remembered: remembered
+                .into_iter()
+                .map(|map| Ok((map, take(&mut ebpf, map)?)))
+                .collect::<Result<_, Error>>()?,
+            ebpf,
+        })
+    }
+
+    /// The program, for test runs.
+    pub fn program(&mut self) -> &mut Xdp {
+        program(&mut self.ebpf)
+    }
+
+    /// Runs the program on an interface.
+    pub fn attach(&mut self, interface: &str, index: u32, mode: Mode) -> Result<Link, Error> {
+        let flags = match mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+        };
+        let attached = program(&mut self.ebpf).attach_to_if_index(index, flags);
+        let interface = interface.to_owned();
+        match attached {
+            Ok(id) => Ok(Link { interface, mode, id }),
+            Err(source) => Err(Error::Attach { interface, mode, source: Box::new(source) }),
+        }
+    }
+
+    /// Takes the program off an interface.
+    pub fn detach(&mut self, link: Link) -> Result<(), Error> {
+        program(&mut self.ebpf).detach(link.id).map_err(|error| Error::Program(Box::new(error)))
+    }
+
+    /// Does one step of a plan.
+    pub fn apply(&mut self, step: &Step) -> Result<(), Error> {
+        match step {
+            Step::PutInterface(index, interface) => {
+                put(&mut self.interfaces, *index, transmute!(*interface), name::INTERFACES)
+            }
+            Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
+            Step::PutDirect((key, bits), value) => self
+                .direct
+                .insert(&Key::new(*bits, transmute!(*key)), value, 0)
+                .map_err(failed(name::DIRECT, "write")),
+            Step::PutReply(end, reply) => {
+                put(&mut self.replies, transmute!(*end), transmute!(*reply), name::REPLIES)
+            }
+            Step::PutAddress(address, flags) => {
+                put(&mut self.addresses, transmute!(*address), *flags, name::ADDRESSES)
+            }
+            Step::StoreSlots { table, place, slots } => {
+                self.store_slots(table + place, slots);
+                Ok(())
+            }
+            Step::PutService(end, service) => {
+                put(&mut self.services, transmute!(*end), transmute!(*service), name::SERVICES)
+            }
+            Step::RemoveService(end) => remove(&mut self.services, transmute!(*end), name::SERVICES),
+            // Slots that no service points to are free memory.
+            Step::RemoveTable(_) => Ok(()),
+            Step::RemoveAddress(address) => {
+                remove(&mut self.addresses, transmute!(*address), name::ADDRESSES)
+            }
+            Step::RemoveReply(end) => remove(&mut self.replies, transmute!(*end), name::REPLIES),
+            Step::RemoveDirect((key, bits)) => {
+                let removed = self.direct.remove(&Key::new(*bits, transmute!(*key)));
+                unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
+            }
+            Step::RemoveBackend(id) => self.set_backend(*id, [0; size_of::<Backend>()]),
+            Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
+        }
+    }
+
+    fn set_backend(&mut self, id: u32, backend: [u8; size_of::<Backend>()]) -> Result<(), Error> {
+        self.backends.set(id, backend, 0).map_err(failed(name::BACKENDS, "write"))
+    }
+
+    fn store_slots(&self, first: u32, slots: &[Slot]) {
+        let end = first as usize + slots.len();
+        assert!(end * size_of::<u64>() <= self.slots.len(), "the plan stays within the arena");
+        let arena = self.slots.as_mut_ptr().cast::<u64>();
+        for (index, slot) in (first as usize..).zip(slots) {
+            // SAFETY: within the mapping, as asserted; a page is aligned more than a word, and the kernel's
+            // side too only loads whole words.
+            let word = unsafe { AtomicU64::from_ptr(arena.add(index)) };
+            word.store(slot.to_word(), Ordering::Release);
+        }
+    }
+
+    /// What a backend was sent and sent back since it got its id.
+    pub fn traffic(&self, id: u32) -> Result<Traffic, Error> {
+        let values = self.traffic.get(&id, 0).map_err(failed(name::TRAFFIC, "read"))?;
+        let mut total = Traffic::default();
+        for traffic in values.iter().map(read::<Traffic>) {
+            add(&mut total.forward, traffic.forward);
+            add(&mut total.reply, traffic.reply);
+        }
+        Ok(total)
+    }
+
+    /// How often each reason occurred.
+    pub fn reasons(&self) -> Result<Vec<(Reason, Count)>, Error> {
+        let total = |reason: &Reason| {
+            let values = self.reasons.get(&(*reason as u32), 0).map_err(failed(name::REASONS, "read"))?;
+            let mut total = Count::default();
+            values.iter().map(read::<Count>).for_each(|count| add(&mut total, count));
+            Ok((*reason, total))
+        };
+        Reason::ALL.iter().map(total).collect()
+    }
+
+    /// All remembered flows; `None` if the kernel changed a map under way so that some may have been missed.
+    pub fn remembered(&self) -> Result<Option<Vec<RememberedFlow>>, Error> {
+        let mut flows = Vec::new();
+        for (&map, entries) in &self.remembered {
+            let mut seen_keys = HashSet::new();
+            for key in entries.keys() {
+                let key = key.map_err(failed(map, "read"))?;
+                // When the key it stands on is removed, the iteration begins anew.
+                if !seen_keys.insert(key) {
+                    return Ok(None);
+                }
+                match entries.get(&key, 0) {
+                    Ok([word, seen]) => flows.push(RememberedFlow {
+                        map,
+                        flow: transmute!(key),
+                        remembered: Remembered::from_word(word),
+                        seen,
+                    }),
+                    Err(MapError::KeyNotFound) => {}
+                    Err(error) => return Err(failed(map, "read")(error)),
+                }
+            }
+        }
+        Ok(Some(flows))
+    }
+
+    /// Forgets a remembered flow.
+    pub fn forget(&mut self, flow: &RememberedFlow) -> Result<(), Error> {
+        let entries = self.remembered.get_mut(flow.map).expect("every flow was read from one of the maps");
+        remove(entries, transmute!(flow.flow), flow.map)
+    }
+
+}
+
+/// Name and id of a loaded program, for people.
+pub fn describe_program(id: u32) -> String {
+    let same = |info: &ProgramInfo| info.id() == id;
+    let info = loaded_programs().flatten().find(same);
+    let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    format!("`{}` (id {id})", name.unwrap_or("?"))
+}
+
+fn program(ebpf: &mut Ebpf) -> &mut Xdp {
+    ebpf.program_mut(name::PROGRAM)
+        .and_then(|program| program.try_into().ok())
+        .expect("the object that is compiled in has this XDP program")
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
+    let taken = ebpf.take_map(map).expect("the object that is compiled in has this map");
+    T::try_from(taken).map_err(failed(map, "use"))
+}
+
+fn map_slots(ebpf: &mut Ebpf, slots: u32) -> Result<MmapRaw, Error> {
+    let map: Array<MapData, u64> = take(ebpf, name::SLOTS)?;
+    let length = slots as usize * size_of::<u64>();
+    MmapOptions::new().len(length).map_raw(&map.map().fd().as_fd()).map_err(Error::Mmap)
+}
+
+fn failed(map: &'static str, what: &'static str) -> impl Fn(MapError) -> Error {
+    move |source| Error::Map { map, what, source: Box::new(source) }
+}
+
+fn put<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    value: V,
+    name: &'static str,
+) -> Result<(), Error> {
+    map.insert(key, value, 0).map_err(failed(name, "write"))
+}
+
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    name: &'static str,
+) -> Result<(), Error> {
+    unless_missing(map.remove(&key)).map_err(failed(name, "remove from"))
+}
+
+/// What is to be removed may be gone already.
+fn unless_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn read<T: FromBytes + IntoBytes + Immutable>(bytes: &(impl AsRef<[u8]> + ?Sized)) -> T {
+    T::read_from_bytes(bytes.as_ref()).expect("the map's value has the size of its type")
+}
+
+fn add(total: &mut Count, count: Count) {
+    total.packets += count.packets;
+    total.bytes += count.bytes;
+}

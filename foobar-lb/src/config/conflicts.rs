@@ -1,0 +1,184 @@
+//! What no service says by itself: names, VIPs and backend addresses that get in each other's way.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use serde_spanned::Spanned;
+
+use super::{
+    report::{Problem, Problems, Span},
+    service::{BackendDraft, Draft},
+};
+
+/// Hosts that share so many bits are taken for neighbours on one link, as most networks are laid out.
+const SUBNET_V4: u8 = 24;
+const SUBNET_V6: u8 = 64;
+
+/// Reports every conflict, at the later of the two places.
+pub(super) fn check(drafts: &[Draft], problems: &mut Problems) {
+    check_names(drafts, problems);
+    check_keys(drafts, problems);
+    for draft in drafts {
+        check_siblings(&draft.backends, problems);
+    }
+    check_shared_backends(drafts, problems);
+    check_vips(drafts, problems);
+    warn_of_shared_subnets(drafts, problems);
+}
+
+fn check_names(drafts: &[Draft], problems: &mut Problems) {
+    let names = drafts.iter().flat_map(|draft| &draft.name).map(|name| (name.get_ref(), name.span()));
+    for (name, first, again) in repeated(names) {
+        let message = format!("service `{name}` is already defined at line {}", problems.line(&first));
+        let problem = Problem::new(again, message).help("give it another name").related(first, "the first");
+        problems.error(problem);
+    }
+}
+
+fn check_keys(drafts: &[Draft], problems: &mut Problems) {
+    let keys = drafts.iter().filter_map(|draft| {
+        let address = draft.address.as_ref()?;
+        Some(((draft.protocol?, *address.get_ref()), address.span()))
+    });
+    for ((protocol, address), first, again) in repeated(keys) {
+        let message = format!("{protocol} {address} is already a service at line {}", problems.line(&first));
+        let help = "give it another address or port, or add its backends to the first";
+        problems.error(Problem::new(again, message).help(help).related(first, "the first"));
+    }
+}
+
+fn check_siblings(backends: &[BackendDraft], problems: &mut Problems) {
+    let names = backends.iter().flat_map(|backend| &backend.name).map(|name| (name.get_ref(), name.span()));
+    for (name, first, again) in repeated(names) {
+        let message =
+            format!("backend `{name}` of this service is already defined at line {}", problems.line(&first));
+        let problem = Problem::new(again, message).help("give it another name").related(first, "the first");
+        problems.error(problem);
+    }
+    let addresses = backends.iter().flat_map(|backend| &backend.address).map(|a| (a.get_ref(), a.span()));
+    for (address, first, again) in repeated(addresses) {
+        let message =
+            format!("{address} is already a backend of this service at line {}", problems.line(&first));
+        let help = "remove one of them; a larger share is a larger `weight`";
+        problems.error(Problem::new(again, message).help(help).related(first, "the first"));
+    }
+}
+
+/// Replies of `nat` say nothing but where they come from, and that must name one VIP.
+fn check_shared_backends(drafts: &[Draft], problems: &mut Problems) {
+    let mut users: HashMap<_, (&Draft, Span)> = HashMap::new();
+    for draft in drafts {
+        for address in draft.backends.iter().flat_map(|backend| &backend.address) {
+            let Some(protocol) = draft.protocol else { continue };
+            let key = (protocol, *address.get_ref());
+            let (user, first) = users.entry(key).or_insert_with(|| (draft, address.span()));
+            if !std::ptr::eq(*user, draft) {
+                let message = format!(
+                    "{protocol} {} is already a backend of service `{}` at line {}",
+                    address.get_ref(),
+                    user.title(),
+                    problems.line(first)
+                );
+                let help = "in mode `nat` a reply is known by the backend's address and port alone: \
+                    let the server listen on another port for this service";
+                problems.error(
+                    Problem::new(address.span(), message).help(help).related(first.clone(), "the first"),
+                );
+            }
+        }
+    }
+}
+
+/// A packet to a VIP must not be sent to a VIP: it would come back.
+fn check_vips(drafts: &[Draft], problems: &mut Problems) {
+    let mut vips: HashMap<IpAddr, (&Draft, Span)> = HashMap::new();
+    for draft in drafts {
+        if let Some(address) = &draft.address {
+            vips.entry(address.get_ref().ip()).or_insert((draft, address.span()));
+        }
+    }
+    for address in drafts.iter().flat_map(|draft| &draft.backends).flat_map(|backend| &backend.address) {
+        if let Some((draft, place)) = vips.get(&address.get_ref().ip()) {
+            let message = format!(
+                "backend {} is the VIP of service `{}` at line {}",
+                address.get_ref().ip(),
+                draft.title(),
+                problems.line(place)
+            );
+            let help = "write the server's own address here, or another VIP there";
+            problems
+                .error(Problem::new(address.span(), message).help(help).related(place.clone(), "the VIP"));
+        }
+    }
+}
+
+/// The hosts of one subnet that are backends, and of which services.
+#[derive(Default)]
+struct Subnet<'a> {
+    /// By service, as its place in the file.
+    hosts: Vec<(usize, BTreeSet<IpAddr>)>,
+    /// The first backend of each of the services.
+    places: Vec<&'a Spanned<SocketAddr>>,
+}
+
+/// Where one service's backends are clients of another, as web servers are of application servers, replies
+/// within a subnet take the short way. Services on the very same hosts are most likely the same server's ports.
+fn warn_of_shared_subnets(drafts: &[Draft], problems: &mut Problems) {
+    for (subnet, Subnet { hosts, places }) in subnets(drafts) {
+        let Some(other) = hosts.iter().position(|(_, set)| *set != hosts[0].1) else { continue };
+        let (first, second) = (&drafts[hosts[0].0], &drafts[hosts[other].0]);
+        let message = format!(
+            "services `{}` and `{}` both have backends in {subnet}: if these are on one link and a backend of one \
+             is a client of the other, replies pass the balancer by and the connection fails",
+            first.title(),
+            second.title(),
+        );
+        problems.warn(
+            Problem::new(places[other].span(), message)
+                .help("put the backends of one of them into another subnet, unless neither connects to the other")
+                .related(places[0].span(), "the first"),
+        );
+    }
+}
+
+fn subnets(drafts: &[Draft]) -> HashMap<IpNet, Subnet<'_>> {
+    let mut subnets: HashMap<IpNet, Subnet<'_>> = HashMap::new();
+    for (index, draft) in drafts.iter().enumerate() {
+        for address in draft.backends.iter().flat_map(|backend| &backend.address) {
+            let ip = address.get_ref().ip();
+            let subnet = subnets.entry(subnet_of(ip)).or_default();
+            if subnet.hosts.last().is_none_or(|(service, _)| *service != index) {
+                subnet.hosts.push((index, BTreeSet::new()));
+                subnet.places.push(address);
+            }
+            if let Some((_, hosts)) = subnet.hosts.last_mut() {
+                hosts.insert(ip);
+            }
+        }
+    }
+    subnets
+}
+
+fn subnet_of(ip: IpAddr) -> IpNet {
+    let length = if ip.is_ipv4() { SUBNET_V4 } else { SUBNET_V6 };
+    IpNet::new(ip, length).expect("the length fits the family").trunc()
+}
+
+/// What occurs more than once: the value, where first, and where again.
+fn repeated<T: Copy + Eq + Hash>(values: impl Iterator<Item = (T, Span)>) -> Vec<(T, Span, Span)> {
+    let mut firsts: HashMap<T, Span> = HashMap::new();
+    let mut repeated = Vec::new();
+    for (value, place) in values {
+        match firsts.get(&value) {
+            Some(first) => repeated.push((value, first.clone(), place)),
+            None => {
+                firsts.insert(value, place);
+            }
+        }
+    }
+    repeated
+}

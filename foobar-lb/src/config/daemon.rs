@@ -1,0 +1,130 @@
+//! The `[daemon]` and `[metrics]` sections, and whether what they make room for is enough for the services.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use super::{
+    report::{Problem, Problems, Span},
+    service::Draft,
+    shape,
+    values::{self, Fault},
+};
+
+/// The socket of commands and API.
+pub const DEFAULT_SOCKET: &str = "/run/foobar-lb/foobar-lb.sock";
+/// What must outlive the daemon and the host's memory.
+pub const DEFAULT_STATE_PATH: &str = "/var/lib/foobar-lb";
+/// Where maps and links are pinned.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/foobar-lb";
+/// 64 MiB: 127 services of 65,537 slots.
+pub const DEFAULT_SLOTS: u32 = 8 << 20;
+/// Backends of all services together.
+pub const DEFAULT_BACKENDS: u32 = 1 << 16;
+/// Only where there is a `[metrics]` section.
+pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9466);
+
+/// 2 GiB of slots.
+const MAX_SLOTS: u32 = 1 << 28;
+const MAX_BACKENDS: u32 = 1 << 20;
+
+/// `sun_path` of unix(7) less its closing NUL, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The settings of the daemon itself. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// The Unix socket of commands and API.
+    pub socket: PathBuf,
+    /// The directory of what outlives a reboot.
+    pub state_path: PathBuf,
+    /// The directory of bpffs that holds maps and links.
+    pub pin_path: PathBuf,
+    /// Key of the flow hash and of the Maglev tables; made once and kept where absent.
+    pub seed: Option<u64>,
+    /// Capacity in slots, of 8 bytes each, of the tables of all services together.
+    pub slots: u32,
+    /// Capacity in backends of all services together.
+    pub backends: u32,
+}
+
+pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
+    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends } = section;
+    let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
+    let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
+    let pin_path = problems.read_or(pin_path, DEFAULT_PIN_PATH.into(), values::path);
+    let seed = problems.read_or(seed, None, |text| values::seed(text).map(Some));
+    let slots =
+        problems.read_or(slots, DEFAULT_SLOTS, |&value| values::integer(value, "slots", 2..=MAX_SLOTS));
+    let backends = problems
+        .read_or(backends, DEFAULT_BACKENDS, |&value| values::integer(value, "backends", 1..=MAX_BACKENDS));
+    Some(Daemon {
+        socket: socket?,
+        state_path: state_path?,
+        pin_path: pin_path?,
+        seed: seed?,
+        slots: slots?,
+        backends: backends?,
+    })
+}
+
+pub(super) fn validate_metrics(section: shape::Metrics, problems: &mut Problems) -> Option<SocketAddr> {
+    let shape::Metrics { listen } = section;
+    problems.read_or(listen, DEFAULT_METRICS_LISTEN, values::listen_address)
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, Fault> {
+    let path = values::path(text)?;
+    if text.len() > MAX_SOCKET_PATH {
+        let message =
+            format!("the path of a socket has at most {MAX_SOCKET_PATH} bytes, this has {}", text.len());
+        return Err(Fault::new(message, "a directory with a shorter name"));
+    }
+    Ok(path)
+}
+
+/// Where the file says how much there is room for, if it does.
+pub(super) struct Capacity {
+    slots: Option<Span>,
+    backends: Option<Span>,
+}
+
+impl Capacity {
+    pub(super) fn of(section: &shape::Daemon) -> Self {
+        let slots = section.slots.as_ref().map(|slots| slots.span());
+        Self { slots, backends: section.backends.as_ref().map(|backends| backends.span()) }
+    }
+
+    /// Whether all tables and all backends find room.
+    pub(super) fn check(self, daemon: &Daemon, drafts: &[Draft], problems: &mut Problems) {
+        let slots = |draft: &Draft| u64::from(draft.table_size.unwrap_or(0));
+        check_room("slots", daemon.slots, self.slots, drafts, slots, problems);
+        let backends = |draft: &Draft| draft.backends.len() as u64;
+        check_room("backends", daemon.backends, self.backends, drafts, backends, problems);
+    }
+}
+
+/// Blames the key, or where it is absent the first service that finds no room.
+fn check_room(
+    key: &str,
+    available: u32,
+    place: Option<Span>,
+    drafts: &[Draft],
+    need: impl Fn(&Draft) -> u64,
+    problems: &mut Problems,
+) {
+    let mut needed = 0;
+    let mut first_without = None;
+    for draft in drafts {
+        needed += need(draft);
+        if needed > u64::from(available) && first_without.is_none() {
+            first_without = Some(draft.place.clone());
+        }
+    }
+    if let Some(without) = first_without {
+        let message = format!("the services need {needed} {key}, {available} are available");
+        let help = format!("set `{key}` of `[daemon]` to {needed} or more");
+        problems.error(Problem::new(place.unwrap_or(without), message).help(help));
+    }
+}

@@ -1,0 +1,145 @@
+//! The configuration: a TOML file -> the validated model, or everything that is wrong with it and where.
+//! What the values mean to the tables is left to the daemon; what the host lacks for them, to `attach`.
+//!
+//! `shape` is what the file looks like, `values` reads one value, `service`, `health` and `daemon` read a
+//! section, `conflicts` looks across services, `report` shows a problem under the line it is about.
+
+mod conflicts;
+mod daemon;
+mod health;
+mod report;
+mod service;
+mod shape;
+mod values;
+
+use std::{
+    fs,
+    io::{self, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+pub use self::{
+    daemon::{
+        DEFAULT_BACKENDS, DEFAULT_METRICS_LISTEN, DEFAULT_PIN_PATH, DEFAULT_SLOTS, DEFAULT_SOCKET,
+        DEFAULT_STATE_PATH, Daemon,
+    },
+    health::{DEFAULT_FALL, DEFAULT_INTERVAL, DEFAULT_PATH, DEFAULT_RISE, DEFAULT_STATUS, DEFAULT_TIMEOUT},
+    report::{Diagnostic, Diagnostics},
+    service::{
+        DEFAULT_ANNOUNCE, DEFAULT_MODE, DEFAULT_PROTOCOL, DEFAULT_TABLE_SIZE, DEFAULT_TCP_TRANSITION,
+        DEFAULT_UDP_TRANSITION, DEFAULT_WEIGHT, DEFAULT_WHEN_EMPTY,
+    },
+};
+use self::{
+    report::{Problem, Problems, Source},
+    shape::File,
+};
+use crate::model::Service;
+
+/// No configuration is larger than this, in bytes; it keeps `/dev/zero` from filling the memory.
+const MAX_FILE: u64 = 16 << 20;
+
+/// A configuration that can be put to work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The daemon's own settings.
+    pub daemon: Daemon,
+    /// Where metrics and the dashboard are served, if they are.
+    pub metrics_listen: Option<SocketAddr>,
+    /// At least one; names and keys are unique and no VIP is a backend.
+    pub services: Vec<Service>,
+    /// What works but may not be what was meant.
+    pub warnings: Diagnostics,
+}
+
+/// Why there is no configuration. The text names the file and, where there is one, the line and column.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("{}: error: cannot be read: {source}: name a file that exists and that this user may read", path.display())]
+    Unreadable {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("{}: error: larger than {} MiB: name a configuration", path.display(), MAX_FILE >> 20)]
+    TooLarge {
+        /// The file that was asked for.
+        path: PathBuf,
+    },
+    /// The file is not text.
+    #[error("{}:{line}:{column}: error: not UTF-8 text: save the file as UTF-8", path.display())]
+    NotUtf8 {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// Line of the first byte that is not, from 1.
+        line: usize,
+        /// Its column in characters, from 1.
+        column: usize,
+    },
+    /// The text is no valid configuration.
+    #[error("{0}")]
+    Invalid(Diagnostics),
+}
+
+/// Reads and validates the file at `path`.
+pub fn load(path: &Path) -> Result<Config, Error> {
+    let bytes = read(path)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let (line, column) = report::end_of(&String::from_utf8_lossy(valid));
+        Error::NotUtf8 { path: path.into(), line, column }
+    })?;
+    parse(&text, &path.display().to_string())
+}
+
+/// Validates `text`; `name` is what messages call it.
+pub fn parse(text: &str, name: &str) -> Result<Config, Error> {
+    let source = Source::new(name, text);
+    let mut problems = Problems::new(&source);
+    let config = shape::parse(text, &mut problems).and_then(|file| validate(file, &mut problems));
+    let (errors, warnings) = problems.into_diagnostics();
+    match config {
+        Some((daemon, metrics_listen, services)) if errors.is_empty() => {
+            Ok(Config { daemon, metrics_listen, services, warnings })
+        }
+        _ => Err(Error::Invalid(errors)),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|source| Error::Unreadable { path: path.into(), source })?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Error::TooLarge { path: path.into() });
+    }
+    Ok(bytes)
+}
+
+/// Everything there is to say about the file goes to `problems`; absent only if something did.
+fn validate(file: File, problems: &mut Problems) -> Option<(Daemon, Option<SocketAddr>, Vec<Service>)> {
+    let File { daemon, metrics, service } = file;
+    if service.is_empty() {
+        problems.error(
+            Problem::new(0..0, "there is no service")
+                .help("add a `[[service]]` with a `name`, an `address` and a `[[service.backend]]`"),
+        );
+    }
+    let capacity = daemon::Capacity::of(&daemon);
+    let daemon = daemon::validate(daemon, problems);
+    let metrics_listen = metrics.map(|metrics| daemon::validate_metrics(metrics, problems));
+    let drafts: Vec<_> = service.into_iter().map(|service| service::draft(service, problems)).collect();
+    if let Some(daemon) = &daemon {
+        capacity.check(daemon, &drafts, problems);
+    }
+    conflicts::check(&drafts, problems);
+    let services = drafts.into_iter().map(service::Draft::build).collect::<Option<_>>()?;
+    Some((daemon?, metrics_listen.map_or(Some(None), |listen| listen.map(Some))?, services))
+}

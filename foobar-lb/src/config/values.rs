@@ -1,0 +1,238 @@
+//! Reads one value: text -> address, prefix, duration, choice and so on, or what is wrong with it. How values
+//! go together is left to the sections.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use humantime::format_duration;
+use ipnet::IpNet;
+
+use super::shape::Integer;
+
+/// Names are metric labels and words of a command line.
+const MAX_NAME: usize = 64;
+
+/// What is wrong with a value.
+pub(super) struct Fault {
+    pub(super) message: String,
+    /// What would be right.
+    pub(super) help: String,
+}
+
+impl Fault {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: help.into() }
+    }
+}
+
+pub(super) fn name(text: &str) -> Result<String, Fault> {
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let odd = text.chars().find(|&c| !(c.is_ascii_alphanumeric() || "._-".contains(c)));
+    if starts_well && odd.is_none() && text.len() <= MAX_NAME {
+        return Ok(text.into());
+    }
+    let message = match odd {
+        _ if text.is_empty() => "a name is empty".to_owned(),
+        Some(odd) => format!("a name has no {odd:?} in it"),
+        None if text.len() > MAX_NAME => format!("a name of {} characters is too long", text.len()),
+        None => "a name begins with a letter or digit".to_owned(),
+    };
+    let help = format!(
+        "1 to {MAX_NAME} of A-Z a-z 0-9 . _ - and first a letter or digit: it names metrics and commands use it"
+    );
+    Err(Fault::new(message, help))
+}
+
+/// Where a service or a backend is: an address that one host on the network may have, and a port.
+pub(super) fn address(text: &str) -> Result<SocketAddr, Fault> {
+    let address = listen_address(text)?;
+    check_unicast(address.ip())?;
+    Ok(address)
+}
+
+/// Where the daemon itself listens.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, Fault> {
+    let address: SocketAddr = text.parse().map_err(|_| explain_address(text))?;
+    if address.port() == 0 {
+        return Err(Fault::new("port 0 is no port to connect to", "a port from 1 to 65535"));
+    }
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => Err(Fault::new(
+            "an address with a zone belongs to one host only",
+            format!("leave out `%{}`", v6.scope_id()),
+        )),
+        _ => Ok(address),
+    }
+}
+
+/// Clients that talk to backends directly.
+pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
+    let example = "an address and the length of the prefix, such as \"192.0.2.0/24\" or \"2001:db8::/64\"";
+    let prefix: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(address) => Fault::new(
+            format!("{text} is an address, not a prefix"),
+            format!("for this address alone \"{}\"", IpNet::from(address)),
+        ),
+        Err(_) => Fault::new(format!("{text:?} is not a prefix"), example),
+    })?;
+    check_not_mapped(prefix.addr())?;
+    if prefix.addr() != prefix.network() {
+        let help =
+            format!("\"{}\", or \"{}\" for the address alone", prefix.trunc(), IpNet::from(prefix.addr()));
+        return Err(Fault::new(format!("{prefix} has bits set behind its prefix"), help));
+    }
+    if prefix.prefix_len() == 0 {
+        return Err(Fault::new(
+            format!("{prefix} is everybody: no client would get a reply from the VIP"),
+            "the networks of those who connect to the backends' own addresses",
+        ));
+    }
+    Ok(prefix)
+}
+
+pub(super) fn duration(text: &str, what: &str, range: RangeInclusive<Duration>) -> Result<Duration, Fault> {
+    let limits = format!("{} to {}", format_duration(*range.start()), format_duration(*range.end()));
+    let duration = humantime::parse_duration(text).map_err(|error| {
+        Fault::new(
+            format!("{text:?} is not a duration: {error}"),
+            format!("{limits}, with a unit: \"500ms\", \"2s\", \"15m\""),
+        )
+    })?;
+    in_range(duration, range).ok_or_else(|| Fault::new(format!("{what} {text} is out of range"), limits))
+}
+
+pub(super) fn integer(value: Integer, what: &str, range: RangeInclusive<u32>) -> Result<u32, Fault> {
+    let limits = format!("{} to {}", range.start(), range.end());
+    let in_range = u32::try_from(value.0).ok().and_then(|value| in_range(value, range));
+    in_range.ok_or_else(|| Fault::new(format!("{what} {} is out of range", value.0), limits))
+}
+
+/// One of `choices`; `unavailable` are words of the balancer's language that this version does not speak.
+pub(super) fn choice<T: Copy>(
+    text: &str,
+    what: &str,
+    choices: &[(&str, T)],
+    unavailable: &[&str],
+) -> Result<T, Fault> {
+    if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+    if unavailable.contains(&text) {
+        return Err(Fault::new(
+            format!("{what} `{text}` is not available yet"),
+            format!("use {}", list(&words)),
+        ));
+    }
+    Err(Fault::new(format!("there is no {what} `{text}`"), nearest(text, &words)))
+}
+
+/// A path that means the same wherever the daemon is started.
+pub(super) fn path(text: &str) -> Result<PathBuf, Fault> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || text.contains('\0') {
+        return Err(Fault::new(format!("{text:?} is not an absolute path"), "begin it with `/`"));
+    }
+    Ok(path)
+}
+
+/// TOML integers have a sign, so all 64 bits need a text.
+pub(super) fn seed(text: &str) -> Result<u64, Fault> {
+    let digits = text.strip_prefix("0x").filter(|digits| digits.chars().all(|c| c.is_ascii_hexdigit()));
+    digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).ok_or_else(|| {
+        let help = "64 bits in hexadecimal, such as \"0x9f3c51d20b7e8a46\"; `openssl rand -hex 8` makes some";
+        Fault::new(format!("{text:?} is not a seed"), help)
+    })
+}
+
+/// The word that was probably meant, or else all there are.
+pub(super) fn nearest(text: &str, words: &[&str]) -> String {
+    let distance = |word: &&&str| strsim::damerau_levenshtein(text, word);
+    match words.iter().min_by_key(distance) {
+        Some(word) if distance(&word) <= word.len().max(3) / 3 => format!("did you mean `{word}`?"),
+        _ => format!("use {}", list(words)),
+    }
+}
+
+fn list(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.join(""),
+    }
+}
+
+fn in_range<T: PartialOrd>(value: T, range: RangeInclusive<T>) -> Option<T> {
+    range.contains(&value).then_some(value)
+}
+
+/// Why `text` is not an address and a port.
+fn explain_address(text: &str) -> Fault {
+    const EXAMPLE: &str = "an IP address and a port, such as \"203.0.113.80:80\" or \"[2001:db8::80]:80\"";
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Fault::new(format!("{text} lacks the brackets and port"), "such as \"[2001:db8::80]:80\"");
+    }
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let example = SocketAddr::new(ip, 80);
+        return Fault::new(format!("{text} has no port"), format!("for port 80 \"{example}\""));
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Fault::new(format!("{port:?} is not a port"), "a port from 1 to 65535");
+    }
+    let like_a_host = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if host.contains(|c: char| c.is_ascii_alphabetic()) && host.chars().all(like_a_host) {
+        let help = format!("names are not resolved: write the address that `getent ahosts {host}` shows");
+        return Fault::new(format!("{host} is a host name, not an IP address"), help);
+    }
+    Fault::new(format!("{text:?} is not an address"), EXAMPLE)
+}
+
+fn check_unicast(ip: IpAddr) -> Result<(), Fault> {
+    check_not_mapped(ip)?;
+    const RIGHT: &str = "the unicast address that the network routes to the host";
+    let refuse = |kind: &str, why: &str| Err(Fault::new(format!("{ip} is {kind}: {why}"), RIGHT));
+    match ip {
+        _ if ip.is_unspecified() => refuse("the unspecified address", "no packet is sent to it"),
+        _ if ip.is_loopback() => refuse("a loopback address", "its packets do not leave the host"),
+        _ if ip.is_multicast() => refuse("a multicast address", "it is not one host's"),
+        IpAddr::V4(v4) if v4.is_broadcast() => refuse("the broadcast address", "it is not one host's"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            refuse("a link-local address", "it may be another host on every link")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The data path has one address type in which such an address would be the IPv4 address.
+fn check_not_mapped(ip: IpAddr) -> Result<(), Fault> {
+    let mapped = match ip {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped(),
+        IpAddr::V4(_) => None,
+    };
+    match mapped {
+        Some(v4) => {
+            Err(Fault::new(format!("{ip} is an IPv4 address in IPv6 notation"), format!("write {v4}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The least prime that is `number` or more, far from the limits of the type.
+pub(super) fn next_prime(number: u32) -> u32 {
+    (number..).find(|&candidate| is_prime(candidate)).expect("a prime is never twice as far")
+}
+
+pub(super) fn is_prime(number: u32) -> bool {
+    let divisors = (2..).take_while(|&divisor: &u32| divisor * divisor <= number);
+    number >= 2 && divisors.into_iter().all(|divisor| !number.is_multiple_of(divisor))
+}
+
+/// `1 thing`, `2 things`.
+pub(super) fn count(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,21 @@
+//! The control plane of foobar-lb. `ARCHITECTURE.md` has the map; [`daemon`] is the heart.
+
+pub mod announce;
+pub mod api;
+pub mod bpf;
+pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod health;
+pub mod image;
+pub mod maglev;
+pub mod model;
+pub mod neighbour;
+pub mod plan;
+pub mod seed;
+pub mod slots;
+pub mod start;
+pub mod state;
+pub mod status;
+pub mod sweep;
+pub mod sysctl;

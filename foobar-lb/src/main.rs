@@ -1,0 +1,253 @@
+//! The command line: parses the words, runs the daemon or asks it, and turns the outcome into an exit code.
+
+mod table;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use foobar_lb::{
+    bpf::Mode,
+    client,
+    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
+    daemon,
+    start::{Options, saved_settings},
+    sysctl::Sysctls,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A layer-4 load balancer: XDP spreads the flows in the kernel, this daemon decides.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Attach to interfaces and balance until Ctrl-C.
+    ///
+    /// Loads the XDP program, attaches it to every named interface, checks the backends' health and keeps the
+    /// tables up to date. Ctrl-C or SIGTERM takes everything off again and restores what was set. Name the
+    /// interfaces that clients come in by and those that backends are reached by; one may be both.
+    Attach {
+        /// Interfaces to attach to.
+        #[arg(required = true, value_name = "IFACE")]
+        interfaces: Vec<String>,
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Where the program runs: in the driver (native) or in the network stack (generic, slower).
+        #[arg(long, value_enum, default_value_t = XdpMode::Auto, value_name = "MODE")]
+        xdp_mode: XdpMode,
+        /// Set the kernel settings that are missing (forwarding, rp_filter, accept_local), and restore them at
+        /// the end.
+        #[arg(long)]
+        sysctl: bool,
+        /// How log lines are written to standard error. RUST_LOG chooses which.
+        #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
+        log_format: LogFormat,
+    },
+    /// Take the running balancer off interfaces.
+    ///
+    /// Off the last interface, the daemon ends. Where none is running, kernel settings that a crashed one left
+    /// changed are restored; its program left the kernel with it.
+    Detach {
+        /// Interfaces to detach from; all if none is named.
+        #[arg(value_name = "IFACE")]
+        interfaces: Vec<String>,
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Validate a configuration.
+    ///
+    /// Exit code 0, or 2 with the place of each mistake, what is wrong and what would be right.
+    Check {
+        /// The file to read.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show services, backends, their health and traffic, and why packets were not forwarded.
+    Status {
+        /// Print everything as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct Socket {
+    /// The running daemon's socket [default: as in /etc/foobar-lb/foobar-lb.toml, else
+    /// /run/foobar-lb/foobar-lb.sock].
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/foobar-lb/foobar-lb.toml";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum XdpMode {
+    /// Native where the driver can, else generic with a warning.
+    Auto,
+    /// Native or not at all.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+impl XdpMode {
+    fn chosen(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Native => Some(Mode::Native),
+            Self::Generic => Some(Mode::Generic),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+const FAILED: u8 = 1;
+const WRONG: u8 = 2;
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.context("cannot start").and_then(|runtime| runtime.block_on(run(Cli::parse())));
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("foobar-lb: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Attach { interfaces, config, xdp_mode, sysctl, log_format } => {
+            start_log(log_format);
+            let options = Options { interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl };
+            match load(&config.config) {
+                Ok(config) => attach(config, options).await,
+                Err(code) => Ok(code),
+            }
+        }
+        Command::Detach { interfaces, config, socket } => detach(interfaces, &config.config, socket).await,
+        Command::Check { file } => Ok(check(&file)),
+        Command::Status { json, socket } => status(json, &socket_path(socket)).await,
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Human => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// The configuration, its warnings shown; or its errors shown.
+fn load(file: &Path) -> Result<Config, ExitCode> {
+    match config::load(file) {
+        Ok(config) => {
+            if !config.warnings.is_empty() {
+                eprintln!("{}", config.warnings);
+            }
+            Ok(config)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            Err(ExitCode::from(WRONG))
+        }
+    }
+}
+
+async fn attach(config: Config, options: Options) -> Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    daemon::run(config, options, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn detach(interfaces: Vec<String>, file: &Path, socket: Socket) -> Result<ExitCode> {
+    let config = config::load(file).ok();
+    let socket = socket
+        .socket
+        .or_else(|| config.as_ref().map(|config| config.daemon.socket.clone()))
+        .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    match client::detach(&socket, interfaces).await {
+        Ok(detached) => {
+            let ends = if detached.ends { "; the daemon ends" } else { "" };
+            println!("detached from {}{ends}", detached.interfaces.join(", "));
+        }
+        Err(client::Error::NotRunning { path }) => {
+            let state_path =
+                config.map_or_else(|| DEFAULT_STATE_PATH.into(), |config| config.daemon.state_path);
+            let saved = saved_settings(&state_path);
+            let was_left = saved.exists();
+            Sysctls::default().restore(&saved)?;
+            let restored =
+                if was_left { "; kernel settings that a crash left changed are restored" } else { "" };
+            println!("nothing is attached: nobody listens at {}{restored}", path.display());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(file: &Path) -> ExitCode {
+    match load(file) {
+        Ok(config) => {
+            let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+            let services = config.services.len();
+            println!("{}: valid: services {services}, backends {backends}", file.display());
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}
+
+async fn status(json: bool, socket: &Path) -> Result<ExitCode> {
+    let status = client::status(socket).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", table::render(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn socket_path(socket: Socket) -> PathBuf {
+    let configured = || config::load(Path::new(DEFAULT_CONFIG)).ok().map(|config| config.daemon.socket);
+    socket.socket.or_else(configured).unwrap_or_else(|| DEFAULT_SOCKET.into())
+}

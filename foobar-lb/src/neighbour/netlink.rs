@@ -1,0 +1,259 @@
+//! What is said to the kernel and heard from it: requests, announcements, and their translation into
+//! plain tables.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    pin::pin,
+};
+
+use futures::{StreamExt, TryStream, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use ipnet::IpNet;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+        NeighbourState::{self, Delay, Noarp, Permanent, Probe, Reachable, Stale},
+    },
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    sys::SocketAddr,
+};
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use super::{
+    Change, Error, Interface, Link, XdpAttachment, XdpMode,
+    tables::{Neighbour, NeighbourKey, Route, Tables},
+};
+
+/// Everything that can change a next hop.
+const GROUPS: [MulticastGroup; 9] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+    MulticastGroup::Nexthop,
+];
+
+/// Two sockets: one for requests, one for announcements. A burst of announcements overruns only its own
+/// socket, so an answer is never lost.
+pub(super) struct Kernel {
+    requests: Handle,
+    announcements: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// The tasks that drive the sockets; dropping the set ends them.
+    _connections: JoinSet<()>,
+}
+
+impl Kernel {
+    /// Announcements are collected from here on, so what is read later misses none.
+    pub fn connect() -> Result<Self, Error> {
+        let (announcing, _, announcements) =
+            rtnetlink::new_multicast_connection(&GROUPS).map_err(Error::Open)?;
+        let (answering, requests, _) = rtnetlink::new_connection().map_err(Error::Open)?;
+        let mut connections = JoinSet::new();
+        connections.spawn(announcing);
+        connections.spawn(answering);
+        Ok(Self { requests, announcements, _connections: connections })
+    }
+
+    /// Waits for the next announcement. May be cancelled without losing one.
+    pub async fn next_change(&mut self) -> Result<Change, Error> {
+        loop {
+            let (message, _) = self.announcements.next().await.ok_or(Error::Lost)?;
+            if let Some(change) = decode_change(&message.payload) {
+                return Ok(change);
+            }
+        }
+    }
+
+    /// Reads everything. Routes come last: on a lost connection a dump just ends early, but a route request
+    /// fails.
+    pub async fn read(&self, targets: &BTreeSet<IpAddr>) -> Result<Tables, Error> {
+        let mut tables = Tables::default();
+        for message in collect(self.requests.link().get().execute()).await? {
+            tables.links.insert(message.header.index, decode_link(message));
+        }
+        for message in collect(self.requests.address().get().execute()).await? {
+            add_address(&mut tables, &message);
+        }
+        for message in collect(self.requests.neighbours().get().execute()).await? {
+            tables.neighbours.extend(decode_neighbour(&message));
+        }
+        for &target in targets {
+            let route = self.route(target).await?;
+            tables.routes.extend(route.map(|route| (target, route)));
+        }
+        Ok(tables)
+    }
+
+    /// Makes the kernel resolve a neighbour, or check one that is stale, as if it had a packet for it. Must
+    /// not be used on permanent entries: it would make them ordinary ones.
+    pub async fn resolve(&self, (interface, address): NeighbourKey) -> Result<(), Error> {
+        let request = self.requests.neighbours().add(interface, address);
+        match request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute().await {
+            Err(error @ rtnetlink::Error::NetlinkError(_)) => {
+                // The link may just have gone; the announcement of that follows, or the next attempt does.
+                debug!(%address, interface, %error, "the kernel does not resolve a neighbour");
+                Ok(())
+            }
+            Err(_) => Err(Error::Lost),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// What the kernel knows of the interface called `name`.
+    pub async fn interface(&self, name: &str) -> Result<Interface, Error> {
+        let (mut found, mut available) = (None, Vec::new());
+        for message in collect(self.requests.link().get().execute()).await? {
+            let (index, xdp) = (message.header.index, decode_xdp(&message));
+            let link = decode_link(message);
+            if link.name == name {
+                found = Some((index, xdp, link));
+            } else {
+                available.push(link.name);
+            }
+        }
+        let name = name.to_owned();
+        match found {
+            None => Err(Error::NoInterface { name, available }),
+            Some((_, _, Link { mac: None, .. })) => Err(Error::NotEthernet { name }),
+            Some((index, xdp, Link { mac: Some(mac), mtu, .. })) => Ok(Interface { index, mac, mtu, xdp }),
+        }
+    }
+
+    /// The way to a target, as this machine's own packets would go: policy rules are respected.
+    async fn route(&self, target: IpAddr) -> Result<Option<Route>, Error> {
+        let request = match target {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+        };
+        match pin!(self.requests.route().get(request).execute()).try_next().await {
+            Ok(Some(message)) => Ok(decode_route(target, &message)),
+            // So the kernel says blackhole, unreachable, prohibited, or that there is no route at all.
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Ok(None) | Err(_) => Err(Error::Lost),
+        }
+    }
+}
+
+async fn collect<S>(dump: S) -> Result<Vec<S::Ok>, Error>
+where
+    S: TryStream<Error = rtnetlink::Error>,
+{
+    dump.try_collect().await.map_err(|error| match error {
+        rtnetlink::Error::RequestFailed => Error::Lost,
+        refused => Error::Refused(refused),
+    })
+}
+
+/// None for what no next hop depends on.
+fn decode_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
+    let (message, exists) = match payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => (message, true),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => (message, false),
+        // Also an overrun: announcements were lost.
+        _ => return Some(Change::Other),
+    };
+    let (key, neighbour) = decode_neighbour(message)?;
+    Some(Change::Neighbour(key, exists.then_some(neighbour)))
+}
+
+fn decode_link(message: LinkMessage) -> Link {
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    let mut link = Link { name: String::new(), mac: None, up, mtu: 0 };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(mac) if ethernet => link.mac = mac.try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            _ => {}
+        }
+    }
+    link
+}
+
+fn decode_xdp(message: &LinkMessage) -> Option<XdpAttachment> {
+    let attributes = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(attributes) => Some(attributes),
+        _ => None,
+    })?;
+    let attachments = attributes.iter().filter_map(|attribute| match *attribute {
+        LinkXdp::HwProgId(program_id) => Some(XdpAttachment { program_id, mode: XdpMode::Offloaded }),
+        LinkXdp::DrvProgId(program_id) => Some(XdpAttachment { program_id, mode: XdpMode::Native }),
+        LinkXdp::SkbProgId(program_id) => Some(XdpAttachment { program_id, mode: XdpMode::Generic }),
+        _ => None,
+    });
+    attachments.min_by_key(|attachment| attachment.mode)
+}
+
+fn add_address(tables: &mut Tables, message: &AddressMessage) {
+    let (mut local, mut peer) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => peer = Some(*address),
+            _ => {}
+        }
+    }
+    // The prefix is that of the peer where there is one; else IPv4 repeats the address, IPv6 has no local.
+    let (Some(local), Some(peer)) = (local.or(peer), peer.or(local)) else { return };
+    tables.locals.insert(local);
+    let Ok(prefix) = IpNet::new(peer, message.header.prefix_len) else { return };
+    if prefix.prefix_len() < prefix.max_prefix_len() || peer != local {
+        tables.connected.insert((prefix.trunc(), message.header.index));
+    }
+}
+
+fn decode_route(target: IpAddr, message: &RouteMessage) -> Option<Route> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut interface, mut via, mut mtu) = (None, target, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => via = (*gateway).into(),
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => via = (*gateway).into(),
+            // An IPv4 target behind an IPv6 gateway (RFC 5549).
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => via = (*gateway).into(),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(Route { interface: interface?, via, mtu })
+}
+
+/// None for entries of other protocols than IP (a bridge's forwarding table).
+fn decode_neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::from(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::from(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    let neighbour = match (message.header.state, mac) {
+        (Reachable | Delay | Probe | Permanent | Noarp, Some(mac)) => Neighbour::Fresh(mac),
+        (Stale, Some(mac)) => Neighbour::Stale(mac),
+        _ => Neighbour::Unresolved,
+    };
+    Some(((message.header.ifindex, address?), neighbour))
+}

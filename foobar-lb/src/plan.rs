@@ -1,0 +1,175 @@
+//! From one image to another: the steps, in an order that is safe at every prefix. First what others will
+//! refer to, then who refers to it, and the other way round when taking away, so that a crash midway leaves no
+//! service without a table and no slot without a backend.
+
+use std::collections::BTreeMap;
+
+use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot};
+
+use crate::image::{DirectPrefix, Image};
+
+/// One write to one map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the map entry it names; the types say the rest")]
+pub enum Step {
+    PutInterface(u32, Interface),
+    PutBackend(u32, Backend),
+    PutDirect(DirectPrefix, u32),
+    PutReply(Endpoint, Reply),
+    /// Stores a run of slots of the table that begins at slot `table` of the arena, from its `place` on.
+    StoreSlots {
+        table: u32,
+        place: u32,
+        slots: Vec<Slot>,
+    },
+    PutService(Endpoint, Service),
+    PutAddress(Address, u32),
+    RemoveAddress(Address),
+    RemoveService(Endpoint),
+    RemoveTable(u32),
+    RemoveReply(Endpoint),
+    RemoveDirect(DirectPrefix),
+    RemoveBackend(u32),
+    RemoveInterface(u32),
+}
+
+/// The steps that lead from the current image to the wanted one; none where they are equal.
+pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
+    let mut steps = Vec::new();
+    put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
+    put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
+    put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
+    put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
+    for (first, slots) in &wanted.tables {
+        let before = current.tables.get(first).map_or(&[][..], Vec::as_slice);
+        store(&mut steps, *first, before, slots);
+    }
+    put(&mut steps, &current.services, &wanted.services, Step::PutService);
+    put(&mut steps, &current.addresses, &wanted.addresses, Step::PutAddress);
+
+    remove(&mut steps, &current.services, &wanted.services, Step::RemoveService);
+    remove(&mut steps, &current.addresses, &wanted.addresses, Step::RemoveAddress);
+    remove(&mut steps, &current.tables, &wanted.tables, Step::RemoveTable);
+    remove(&mut steps, &current.replies, &wanted.replies, Step::RemoveReply);
+    remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
+    remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
+    remove(&mut steps, &current.interfaces, &wanted.interfaces, Step::RemoveInterface);
+    steps
+}
+
+fn put<K: Ord + Copy, V: PartialEq + Copy>(
+    steps: &mut Vec<Step>,
+    current: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    step: impl Fn(K, V) -> Step,
+) {
+    let changed = wanted.iter().filter(|(key, value)| current.get(key) != Some(value));
+    steps.extend(changed.map(|(key, value)| step(*key, *value)));
+}
+
+fn remove<K: Ord + Copy, V>(
+    steps: &mut Vec<Step>,
+    current: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    step: impl Fn(K) -> Step,
+) {
+    steps.extend(current.keys().filter(|key| !wanted.contains_key(key)).map(|key| step(*key)));
+}
+
+/// One step for each run of slots that differ.
+fn store(steps: &mut Vec<Step>, table: u32, before: &[Slot], after: &[Slot]) {
+    let same = |place: usize| before.get(place) == Some(&after[place]);
+    let mut place = 0;
+    while place < after.len() {
+        if same(place) {
+            place += 1;
+            continue;
+        }
+        let end = (place..after.len()).find(|place| same(*place)).unwrap_or(after.len());
+        let slots = after[place..end].to_vec();
+        steps.push(Step::StoreSlots { table, place: place as u32, slots });
+        place = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foobar_lb_ebpf::layout::{NO_BACKEND, NextHop, TCP, mapped};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn end(host: u8) -> Endpoint {
+        Endpoint::new(mapped([10, 0, 0, host]), [0, 80], TCP)
+    }
+
+    fn backend(host: u8) -> Backend {
+        let next_hop = NextHop { interface: u32::from(host), ..NextHop::default() };
+        Backend { endpoint: end(host), flags: 1, next_hop, subnet: mapped([255; 4]) }
+    }
+
+    /// Images in which services have tables and tables have backends, as all that are rendered.
+    fn images() -> impl Strategy<Value = Image> {
+        let service = (prop::collection::vec(1u8..6, 1..4), prop::collection::vec(0usize..3, 4), any::<u8>());
+        prop::collection::btree_map(0u8..4, service, 0..4).prop_map(|services| {
+            let mut image = Image::default();
+            for (number, (backends, owners, idle)) in services {
+                let first = u32::from(number) * 4;
+                let id = |host: u8| u32::from(number) * 10 + u32::from(host);
+                let service = end(100 + number);
+                for &host in &backends {
+                    image.backends.insert(id(host), backend(host));
+                    let reply = Reply { service, backend: id(host), direct: 0 };
+                    image.replies.insert(end(host + number * 10), reply);
+                }
+                let owner = |owner: &usize| Slot::settled(id(backends[owner % backends.len()]));
+                image.tables.insert(first, owners.iter().map(owner).collect());
+                image.services.insert(service, Service { first_slot: first, slots: 4, idle: idle.into() });
+                image.addresses.insert(service.address, 1);
+            }
+            image
+        })
+    }
+
+    /// Every service has a whole table, and every owner exists.
+    fn dangles(image: &Image) -> Option<String> {
+        for (end, service) in &image.services {
+            let Some(table) = image.tables.get(&service.first_slot) else {
+                return Some(format!("{end:?} has no table"));
+            };
+            if table.len() < service.slots as usize {
+                return Some(format!("{end:?} has a short table"));
+            }
+            let known = |slot: &&Slot| slot.owner == NO_BACKEND || image.backends.contains_key(&slot.owner);
+            if let Some(slot) = table.iter().find(|slot| !known(slot)) {
+                return Some(format!("{end:?} has {slot:?}"));
+            }
+        }
+        let known = |reply: &&Reply| image.backends.contains_key(&reply.backend);
+        image.replies.values().find(|reply| !known(reply)).map(|reply| format!("{reply:?}"))
+    }
+
+    proptest! {
+        #[test]
+        fn reaches_any_image_from_any_other_and_no_prefix_dangles(from in images(), to in images()) {
+            let mut image = from.clone();
+            for step in diff(&from, &to) {
+                image.apply(&step);
+                prop_assert_eq!(dangles(&image), None, "after {:?}", step);
+            }
+            prop_assert_eq!(&image, &to);
+            prop_assert_eq!(diff(&image, &to), vec![]);
+        }
+    }
+
+    #[test]
+    fn writes_only_the_runs_that_differ() {
+        let slots = |owners: &[u32]| owners.iter().map(|owner| Slot::settled(*owner)).collect::<Vec<_>>();
+        let mut from = Image::default();
+        from.tables.insert(0, slots(&[1, 1, 1, 1, 1]));
+        let mut to = from.clone();
+        to.tables.insert(0, slots(&[1, 2, 2, 1, 3]));
+        let run = |place, owners: &[u32]| Step::StoreSlots { table: 0, place, slots: slots(owners) };
+        assert_eq!(diff(&from, &to), [run(1, &[2, 2]), run(4, &[3])]);
+    }
+}

@@ -1,0 +1,231 @@
+//! Bringing the data path up on its interfaces, or refusing with the reason and leaving nothing behind; and
+//! taking it down again.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use caps::{CapSet, Capability};
+use foobar_lb_ebpf::layout;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::{
+    bpf::{self, Bpf, Capacities, Link, Mode},
+    config::Config,
+    neighbour::{self, Interface},
+    seed,
+    sysctl::{self, Requirement, Sysctls},
+};
+
+/// What the operator asked of `attach`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of the interfaces, at least one.
+    pub interfaces: Vec<String>,
+    /// Where the program is to run; native where possible if absent.
+    pub mode: Option<Mode>,
+    /// Set the kernel settings that are missing, and restore them at the end.
+    pub set_sysctls: bool,
+}
+
+/// Why `attach` refused.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Not enough rights.
+    #[error(
+        "not permitted: run as root, or give the process the capabilities {}",
+        missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Privileges {
+        /// What it lacks.
+        missing: Vec<Capability>,
+    },
+    /// An interface is missing or cannot carry XDP.
+    #[error(transparent)]
+    Interface(#[from] neighbour::Error),
+    /// An interface was named twice.
+    #[error("{interface} is named twice")]
+    Twice {
+        /// The interface.
+        interface: String,
+    },
+    /// Another XDP program is there.
+    #[error(
+        "{interface} already runs the XDP program {program}; take that off first \
+         (`ip link set dev {interface} xdp off`, or stop whoever attached it)"
+    )]
+    Busy {
+        /// The interface.
+        interface: String,
+        /// Name and id of the program.
+        program: String,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot make the state directory {}", path.display())]
+    StatePath {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No seed.
+    #[error(transparent)]
+    Seed(#[from] seed::Error),
+    /// Kernel settings could not be checked or set.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// Kernel settings are missing without which no client is served.
+    #[error(
+        "kernel settings are missing without which no client is served; pass --sysctl to have them set now and \
+         restored at the end, or run:\n{}",
+        missing.iter().map(|requirement| format!("    {requirement}")).collect::<Vec<_>>().join("\n")
+    )]
+    Settings {
+        /// The settings.
+        missing: Vec<Requirement>,
+    },
+    /// The kernel refused the data path.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
+}
+
+/// The interfaces that were asked for, looked at; nothing is changed yet.
+pub async fn inspect(options: &Options) -> Result<Vec<(String, Interface)>, Error> {
+    require_privileges()?;
+    let mut interfaces: Vec<(String, Interface)> = Vec::new();
+    for name in &options.interfaces {
+        let interface = neighbour::interface(name).await?;
+        if interfaces.iter().any(|(_, other)| other.index == interface.index) {
+            return Err(Error::Twice { interface: name.clone() });
+        }
+        if let Some(attachment) = interface.xdp {
+            let program = bpf::describe_program(attachment.program_id);
+            return Err(Error::Busy { interface: name.clone(), program });
+        }
+        interfaces.push((name.clone(), interface));
+    }
+    Ok(interfaces)
+}
+
+fn require_privileges() -> Result<(), Error> {
+    let needed = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+    let lacks = |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
+    let missing: Vec<_> = needed.into_iter().filter(lacks).collect();
+    if missing.is_empty() { Ok(()) } else { Err(Error::Privileges { missing }) }
+}
+
+/// Makes the state directory and finds the seed.
+pub fn prepare_state(config: &Config) -> Result<u64, Error> {
+    let path = &config.daemon.state_path;
+    fs::create_dir_all(path).map_err(|source| Error::StatePath { path: path.clone(), source })?;
+    match config.daemon.seed {
+        Some(seed) => Ok(seed),
+        None => Ok(seed::load_or_make(path)?),
+    }
+}
+
+/// The kernel settings that this process has changed; restored when dropped.
+pub struct Settings {
+    saved: PathBuf,
+}
+
+/// The file that keeps the old kernel settings.
+pub fn saved_settings(state_path: &Path) -> PathBuf {
+    state_path.join("sysctls")
+}
+
+impl Settings {
+    /// Turns ICMP redirects off, and sets what else is missing if the operator allowed it; otherwise says so,
+    /// or refuses where nothing would work.
+    pub fn apply(config: &Config, options: &Options, locals: &[IpAddr]) -> Result<Self, Error> {
+        let sysctls = Sysctls::default();
+        let settings = Self { saved: saved_settings(&config.daemon.state_path) };
+        // What an earlier run left behind by a crash.
+        sysctls.restore(&settings.saved)?;
+        let vips = config.services.iter().map(|service| service.key.address.ip());
+        let local_vip = vips.clone().any(|vip| vip.is_ipv4() && locals.contains(&vip));
+        let families = vips.collect();
+        let mut wanted = sysctls.redirects(&options.interfaces)?;
+        let missing = sysctls.needed(&options.interfaces, families, local_vip)?;
+        if options.set_sysctls {
+            wanted.extend(missing);
+        } else if missing.iter().any(|requirement| requirement.fatal) {
+            return Err(Error::Settings { missing });
+        } else {
+            missing.iter().for_each(|requirement| warn!("missing kernel setting: {requirement}"));
+        }
+        sysctls.set(&wanted, &settings.saved)?;
+        for chain in sysctl::dropping_forward_chains(families)? {
+            warn!("{chain}; packets that are handed to the kernel will not get through");
+        }
+        Ok(settings)
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        if let Err(error) = Sysctls::default().restore(&self.saved) {
+            warn!("kernel settings are not restored: {error}; `foobar-lb detach` tries again");
+        }
+    }
+}
+
+/// Loads the data path.
+pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
+    let capacities = Capacities { slots: config.daemon.slots, backends: config.daemon.backends };
+    Ok(Bpf::load(capacities, seed)?)
+}
+
+/// Attaches to all interfaces or to none.
+pub fn attach(
+    bpf: &mut Bpf,
+    interfaces: &[(String, Interface)],
+    mode: Option<Mode>,
+) -> Result<BTreeMap<u32, Link>, Error> {
+    let mut links = BTreeMap::new();
+    for (name, interface) in interfaces {
+        let link = attach_one(bpf, name, interface.index, mode)?;
+        info!(interface = %name, mode = %link.mode, "attached");
+        links.insert(interface.index, link);
+    }
+    Ok(links)
+}
+
+fn attach_one(bpf: &mut Bpf, name: &str, index: u32, mode: Option<Mode>) -> Result<Link, bpf::Error> {
+    match mode {
+        Some(mode) => bpf.attach(name, index, mode),
+        None => bpf.attach(name, index, Mode::Native).or_else(|error| {
+            let link = bpf.attach(name, index, Mode::Generic)?;
+            warn!(
+                interface = %name,
+                "attached in generic mode, which is slower: native mode is not to be had: {}; \
+                 turn GRO off, or packets that it merged are dropped: ethtool -K {name} gro off",
+                chain(&error)
+            );
+            Ok(link)
+        }),
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The interfaces in the form of the maps.
+pub fn render(interfaces: &[(String, Interface)]) -> BTreeMap<u32, layout::Interface> {
+    interfaces
+        .iter()
+        .map(|(_, Interface { index, mac, .. })| (*index, layout::Interface { mac: *mac, pad: [0; 2] }))
+        .collect()
+}

@@ -1,0 +1,189 @@
+//! Every configuration in `tests/config` against the text beside it: the errors or, where it is accepted, the
+//! warnings. `UPDATE=1` rewrites the texts. Then the reference configuration, and files that are no text.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use foobar_lb::config::{self, Config, Error};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+#[test]
+fn messages_are_as_expected() {
+    let update = env::var_os("UPDATE").is_some();
+    let mut inputs: Vec<PathBuf> = fs::read_dir(directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    inputs.sort();
+    assert!(inputs.len() > 10, "the inputs are there");
+    let mut wrong = Vec::new();
+    for input in inputs {
+        let actual = messages(&input);
+        let expected = input.with_extension("txt");
+        if update {
+            fs::write(&expected, &actual).unwrap();
+        } else if fs::read_to_string(&expected).unwrap_or_default() != actual {
+            wrong.push(format!("{}:\n{actual}", input.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "not as expected; UPDATE=1 accepts:\n\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reference_shows_the_defaults() {
+    let minimal = r#"
+        [[service]]
+        name = "www"
+        address = "203.0.113.80:80"
+        backend = [
+            { name = "web1", address = "10.0.1.11:80" },
+            { name = "web2", address = "10.0.1.12:80" },
+        ]
+        [[service]]
+        name = "app"
+        address = "203.0.113.81:8080"
+        health = { kind = "http" }
+        backend = [{ name = "app1", address = "10.0.2.11:8080" }]
+    "#;
+    let reference = accept(&reference());
+    assert!(reference.warnings.is_empty(), "{}", reference.warnings);
+    assert_eq!(reference, accept(minimal));
+    assert_eq!(reference.daemon.seed, None);
+    assert_eq!(reference.metrics_listen, None);
+}
+
+#[test]
+fn the_examples_of_the_reference_are_valid() {
+    let examples = accept(&with_examples(&reference()));
+    assert_eq!(examples.daemon.seed, Some(0x9f3c_51d2_0b7e_8a46));
+    assert_eq!(examples.metrics_listen, Some(config::DEFAULT_METRICS_LISTEN));
+    assert_eq!(examples.services[0].direct.len(), 1);
+}
+
+#[test]
+fn udp_has_defaults_of_its_own() {
+    let udp = accept(
+        r#"
+        [metrics]
+        [[service]]
+        name = "dns"
+        address = "[2001:db8::53]:53"
+        protocol = "udp"
+        backend = [{ name = "dns1", address = "[2001:db8:1::53]:53" }]
+    "#,
+    );
+    assert_eq!(udp.services[0].transition, config::DEFAULT_UDP_TRANSITION);
+    assert_eq!(udp.services[0].health.kind, foobar_lb::health::Kind::None);
+    assert_eq!(udp.metrics_listen, Some(config::DEFAULT_METRICS_LISTEN));
+    assert_eq!(udp.warnings.shown.len(), 1);
+}
+
+#[test]
+fn a_timeout_follows_a_shorter_interval() {
+    let text =
+        reference().replace("interval = \"2s\"", "interval = \"200ms\"").replace("timeout = \"1s\"", "");
+    assert_eq!(accept(&text).services[0].health.timeout, Duration::from_millis(200));
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_by_its_name() {
+    let directory = TempDir::new().unwrap();
+    let missing = directory.path().join("missing.toml");
+    for (path, reason) in [(missing.as_path(), "No such file"), (directory.path(), "Is a directory")] {
+        let error = config::load(path).unwrap_err();
+        assert!(matches!(error, Error::Unreadable { .. }));
+        let text = error.to_string();
+        assert!(text.starts_with(&path.display().to_string()) && text.contains(reason), "{text}");
+    }
+    assert!(matches!(config::load(Path::new("/dev/zero")), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn the_first_byte_that_is_no_text_is_named() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("latin1.toml");
+    fs::write(&path, b"[daemon]\n# \xc3\xa9t\xe9\n").unwrap();
+    let error = config::load(&path).unwrap_err();
+    assert!(matches!(error, Error::NotUtf8 { line: 2, column: 5, .. }), "{error}");
+}
+
+#[test]
+fn a_large_file_is_quick() {
+    let service = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        format!(
+            "[[service]]\nname = \"s{number}\"\naddress = \"203.{a}.{b}.{c}:80\"\n\
+             [[service.backend]]\nname = \"b\"\naddress = \"10.{a}.{b}.{c}:80\"\n"
+        )
+    };
+    let services: String = (1..50_000).map(service).collect();
+    let message = refuse_quickly(&format!("{services}{services}"));
+    assert!(message.contains("already") && message.contains("... and "), "{message}");
+    refuse_quickly(&(0..600_000).map(|key| format!("key{key} = 1\n")).collect::<String>());
+    refuse_quickly(&"x\n".repeat(5 << 20));
+    refuse_quickly(&"[".repeat(10 << 20));
+    refuse_quickly(&"a = [".repeat(2 << 20));
+}
+
+/// What is said of `text`; the time allowed is that of a debug build on a busy machine.
+fn refuse_quickly(text: &str) -> String {
+    let start = Instant::now();
+    let message = config::parse(text, "large.toml").unwrap_err().to_string();
+    let elapsed = start.elapsed();
+    println!("{} bytes refused in {elapsed:?}", text.len());
+    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+    assert!(message.len() < 64 << 10, "{} bytes of message", message.len());
+    message
+}
+
+proptest! {
+    /// Whatever is in the file, there is an answer, and it names a place.
+    #[test]
+    fn no_text_breaks_it(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..8usize, ".{0,3}"), 1..6)) {
+        let mut characters: Vec<char> = with_examples(&reference()).chars().collect();
+        for (place, removed, inserted) in edits {
+            let start = place.index(characters.len());
+            let end = (start + removed).min(characters.len());
+            characters.splice(start..end, inserted.chars());
+        }
+        let text: String = characters.into_iter().collect();
+        if let Err(error) = config::parse(&text, "edited.toml") {
+            prop_assert!(error.to_string().starts_with("edited.toml:"), "{error}");
+        }
+    }
+}
+
+fn accept(text: &str) -> Config {
+    config::parse(text, "test.toml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What `check` says of a file.
+fn messages(input: &Path) -> String {
+    let text = fs::read_to_string(input).unwrap();
+    let name = input.file_name().unwrap().to_string_lossy();
+    match config::parse(&text, &name) {
+        Ok(config) => format!("accepted\n\n{}\n", config.warnings),
+        Err(error) => format!("{error}\n"),
+    }
+}
+
+fn reference() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/foobar-lb.toml")).unwrap()
+}
+
+/// The reference with its commented keys in force, in place of the default where there is one.
+fn with_examples(reference: &str) -> String {
+    let is_example = |line: &str| line.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
+    let uncommented =
+        reference.lines().map(|line| line.strip_prefix('#').filter(|rest| is_example(rest)).unwrap_or(line));
+    uncommented.filter(|line| *line != "direct = []").collect::<Vec<_>>().join("\n")
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
+}

@@ -1,0 +1,89 @@
+//! With one arm the kernel sees packets leave where they came in, and would tell backends of a shorter way:
+//! one that goes past the balancer, on which replies keep the backend's address.
+
+use anyhow::{Context, Result, ensure};
+use lab::wait_until;
+
+use crate::support::SOON;
+use crate::support::balancer::Balancer;
+use crate::support::config::all_kinds;
+use crate::support::conversation::{Protocol, ask};
+use crate::support::echo::{Echo, start_pair};
+use crate::support::network::{Arms, CLIENT, Family, Network, ROUTER, VIP, VIP_PORT};
+
+const CLIENTS_PORT: u16 = 9000;
+const BALANCER_LINK_LOCAL: &str = "fe80::1";
+const ROUTER_LINK_LOCAL: &str = "fe80::254";
+
+#[test]
+fn no_redirect_teaches_backends_a_way_past_the_balancer() -> Result<()> {
+    let network = Network::new("one-arm-redirects-v4", Arms::One)?;
+    check_redirects(&network, Family::V4, &ROUTER.of(Family::V4).to_string())
+}
+
+#[test]
+fn no_ipv6_redirect_teaches_backends_a_way_past_the_balancer() -> Result<()> {
+    let network = Network::new("one-arm-redirects-v6", Arms::One)?;
+    use_link_local_gateways(&network)?;
+    check_redirects(&network, Family::V6, ROUTER_LINK_LOCAL)
+}
+
+/// `shorter` is the gateway that a backend would learn of.
+fn check_redirects(network: &Network, family: Family, shorter: &str) -> Result<()> {
+    let _echoes = start_pair(network)?;
+    let _outside = Echo::start(&network.client, "outside", CLIENTS_PORT)?;
+    let route = format!("route get {}", CLIENT.of(family));
+    let learned = || anyhow::Ok(network.web1.ip(&route)?.contains(&format!("via {shorter} ")));
+
+    // Without the balancer it happens: else the rest would prove nothing.
+    wait_until(SOON, "a redirect that the backend believes", || {
+        call_outside(network, family).is_ok() && learned().unwrap_or(false)
+    })?;
+    for family in ["-4", "-6"] {
+        network.web1.ip(&format!("{family} route flush cache"))?;
+    }
+    ensure!(!learned()?, "what the redirect taught cannot be forgotten");
+
+    let _balancer = Balancer::serve(network, &all_kinds(VIP, &[]))?;
+    for _ in 0..5 {
+        call_outside(network, family)?;
+        ensure!(!learned()?, "the balancer redirected a backend");
+        check_service(network, family).context("after a call from a backend")?;
+    }
+    Ok(())
+}
+
+/// A call of the backend's own, to where the clients are, from a kind of socket that believes redirects:
+/// IPv4 TCP ignores one that comes while it is still sending, as it does between namespaces, and Linux sends
+/// too few to waste any.
+fn call_outside(network: &Network, family: Family) -> Result<()> {
+    let believer = match family {
+        Family::V4 => Protocol::Udp,
+        Family::V6 => Protocol::Tcp,
+    };
+    ask(&network.web1, believer, CLIENT.port(family, CLIENTS_PORT)).map(drop)
+}
+
+fn check_service(network: &Network, family: Family) -> Result<()> {
+    for protocol in Protocol::BOTH {
+        for _ in 0..10 {
+            ask(&network.client, protocol, VIP.port(family, VIP_PORT))?;
+        }
+    }
+    Ok(())
+}
+
+/// IPv6 redirects go between routers and hosts that know each other by link-local addresses
+/// (RFC 4861 section 8), as they do where routes come from router advertisements.
+fn use_link_local_gateways(network: &Network) -> Result<()> {
+    let router = network.router.as_ref().context("a one-arm network has a router")?;
+    router.add_address("eth1", &format!("{ROUTER_LINK_LOCAL}/64"))?;
+    // Redirects come from a router's first link-local address; hosts believe them only from their gateway.
+    network.balancer.ip("-6 address flush dev eth0 scope link")?;
+    network.balancer.add_address("eth0", &format!("{BALANCER_LINK_LOCAL}/64"))?;
+    network.balancer.ip(&format!("-6 route replace default via {ROUTER_LINK_LOCAL} dev eth0"))?;
+    for backend in [&network.web1, &network.web2] {
+        backend.ip(&format!("-6 route replace default via {BALANCER_LINK_LOCAL} dev eth0"))?;
+    }
+    Ok(())
+}

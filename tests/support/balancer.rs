@@ -1,0 +1,256 @@
+//! The balancer under test: the real binary, attached in a namespace, asked over its socket.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Namespace, Process, wait_for, wait_until};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use super::network::Network;
+use super::{EVENTUALLY, SOON};
+
+/// The seed of every test, so that flows go the same way at each run.
+const SEED: &str = "0x0123456789abcdef";
+
+/// A running `foobar-lb attach`. Dropping it kills it, as a crash would.
+pub struct Balancer {
+    pub process: Process,
+    namespace: Namespace,
+    socket: PathBuf,
+}
+
+impl Balancer {
+    /// Attaches to all interfaces of the network's balancer, with `--sysctl`, and waits until every backend
+    /// of `services` is up and published.
+    pub fn serve(network: &Network, services: &str) -> Result<Self> {
+        let balancer = Self::attach(&network.balancer, network.interfaces, services, &["--sysctl"])?;
+        balancer.wait_until_serving()?;
+        Ok(balancer)
+    }
+
+    /// Attaches to `interfaces` in `namespace`, and waits until the balancer answers.
+    pub fn attach(
+        namespace: &Namespace,
+        interfaces: &[&str],
+        services: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let files = Files::write(namespace, services)?;
+        let mut process = namespace
+            .start(&format!("{}-foobar-lb", namespace.name()), files.attach_words(interfaces, options)?)?;
+        let balancer = |process| Self { process, namespace: namespace.clone(), socket: files.socket.clone() };
+        let ready = wait_for(EVENTUALLY, "the balancer's answer", || {
+            let ended = process.has_ended().unwrap_or(true);
+            let answered = status(namespace, &files.socket).is_ok();
+            (ended || answered).then_some(answered)
+        });
+        ensure!(ready.unwrap_or(false), "foobar-lb did not come up; it printed:\n{}", process.output()?);
+        Ok(balancer(process))
+    }
+
+    /// What `foobar-lb status --json` says.
+    pub fn status(&self) -> Result<Status> {
+        status(&self.namespace, &self.socket)
+    }
+
+    /// Waits until every backend is measured up and gets new flows.
+    pub fn wait_until_serving(&self) -> Result<()> {
+        self.wait_until("every backend to be up", |status| {
+            status.services.iter().flat_map(|service| &service.backends).all(Backend::serves)
+        })
+    }
+
+    /// Waits until the backend of that name, in every service that has it, is up and gets new flows.
+    pub fn wait_until_up(&self, backend: &str) -> Result<()> {
+        self.wait_until(&format!("{backend} to be up"), |status| {
+            status.backends(backend).all(Backend::serves)
+        })
+    }
+
+    /// Waits until the backend of that name gets no new flows in any service.
+    pub fn wait_until_down(&self, backend: &str) -> Result<()> {
+        self.wait_until(&format!("{backend} to be down"), |status| {
+            status.backends(backend).all(|backend| !backend.eligible)
+        })
+    }
+
+    /// Waits until the status has a property.
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Result<()> {
+        wait_until(EVENTUALLY, what, || self.status().is_ok_and(|status| holds(&status)))
+            .with_context(|| format!("status: {:#?}", self.status()))
+    }
+
+    /// Packets counted under a reason.
+    pub fn counted(&self, reason: &str) -> Result<u64> {
+        let status = self.status()?;
+        let counted =
+            status.reasons.get(reason).with_context(|| format!("no reason {reason} in {status:?}"))?;
+        Ok(counted.packets)
+    }
+
+    /// Ends it as Ctrl-C (SIGINT) or a service manager (SIGTERM) does; it must exit with 0.
+    pub fn stop(mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)?;
+        let exit = self.process.wait(SOON)?;
+        ensure!(exit.success(), "foobar-lb ended with {exit}; it printed:\n{}", self.process.output()?);
+        Ok(())
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // The test harness shows this if the test fails.
+        println!("foobar-lb printed:\n{}", self.process.output().unwrap_or_default());
+    }
+}
+
+/// Where a balancer of a namespace keeps its things.
+pub struct Files {
+    pub config: PathBuf,
+    pub socket: PathBuf,
+}
+
+impl Files {
+    /// Writes the configuration: `[daemon]` of this lab, then `services`.
+    pub fn write(namespace: &Namespace, services: &str) -> Result<Self> {
+        Self::write_as(namespace, "foobar-lb", services)
+    }
+
+    /// The same for another balancer in the same namespace.
+    pub fn write_as(namespace: &Namespace, name: &str, services: &str) -> Result<Self> {
+        let directory = namespace.directory().join(format!("{}-{name}", namespace.name()));
+        fs::create_dir_all(&directory)?;
+        let files =
+            Self { config: directory.join("foobar-lb.toml"), socket: directory.join("foobar-lb.sock") };
+        let daemon = format!(
+            "[daemon]\nsocket = \"{}\"\nstate_path = \"{}\"\nseed = \"{SEED}\"\n\n",
+            files.socket.display(),
+            directory.join("state").display(),
+        );
+        fs::write(&files.config, daemon + services)?;
+        Ok(files)
+    }
+
+    /// The command that attaches with this configuration.
+    pub fn attach_words(&self, interfaces: &[&str], options: &[&str]) -> Result<Vec<String>> {
+        let mut words = vec![binary()?, "attach".to_owned()];
+        words.extend(interfaces.iter().map(|&interface| interface.to_owned()));
+        words.extend(["--config".to_owned(), self.config.display().to_string()]);
+        words.extend(options.iter().map(|&option| option.to_owned()));
+        Ok(words)
+    }
+
+    /// Attaches, expecting it to end by itself, and returns how it ended.
+    pub fn attach_in_vain(&self, namespace: &Namespace, interfaces: &[&str]) -> Result<Refusal> {
+        let words = self.attach_words(interfaces, &["--sysctl"])?;
+        let mut process = namespace.start("refused", &words)?;
+        let exit = process.wait(EVENTUALLY)?;
+        Ok(Refusal { code: exit.code(), output: process.output()? })
+    }
+}
+
+/// How a command that should fail ended.
+#[derive(Debug)]
+pub struct Refusal {
+    pub code: Option<i32>,
+    pub output: String,
+}
+
+impl Refusal {
+    /// The exit code must be this, and the output contain all of `words`.
+    pub fn expect(&self, code: i32, words: &[&str]) -> Result<()> {
+        ensure!(self.code == Some(code), "the exit code is not {code}: {self:?}");
+        for word in words {
+            ensure!(self.output.contains(word), "it does not say {word:?}: {}", self.output);
+        }
+        Ok(())
+    }
+}
+
+impl From<Output> for Refusal {
+    fn from(output: Output) -> Self {
+        let text = [output.stdout, output.stderr].concat();
+        Self { code: output.status.code(), output: String::from_utf8_lossy(&text).into_owned() }
+    }
+}
+
+/// The path of the binary under test.
+pub fn binary() -> Result<String> {
+    env::var("FOOBAR_LB_BIN")
+        .context("FOOBAR_LB_BIN does not name the foobar-lb to test: run `cargo xtask test traffic`")
+}
+
+/// A command of the binary under test.
+pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
+    Ok(namespace.command(binary()?))
+}
+
+/// The part of `foobar-lb status --json` that the stories look at.
+#[derive(Debug, Deserialize)]
+pub struct Status {
+    pub interfaces: Vec<Interface>,
+    pub services: Vec<Service>,
+    pub reasons: BTreeMap<String, Counted>,
+}
+
+impl Status {
+    /// The entry of a service.
+    pub fn service(&self, name: &str) -> Result<&Service> {
+        let found = self.services.iter().find(|service| service.name == name);
+        found.with_context(|| format!("no service {name} in {self:?}"))
+    }
+
+    fn backends(&self, name: &str) -> impl Iterator<Item = &Backend> {
+        let all = self.services.iter().flat_map(|service| &service.backends);
+        all.filter(move |backend| backend.name == name)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Interface {
+    pub name: String,
+    pub mode: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Service {
+    pub name: String,
+    pub packets: u64,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Backend {
+    pub name: String,
+    pub health: String,
+    pub eligible: bool,
+    pub weight: u32,
+    pub slots: u32,
+    pub next_hop: Option<String>,
+    pub packets: u64,
+    pub bytes: u64,
+    pub reply_packets: u64,
+    pub reply_bytes: u64,
+}
+
+impl Backend {
+    fn serves(&self) -> bool {
+        self.eligible && self.health == "up" && self.next_hop.is_some()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Counted {
+    pub packets: u64,
+}
+
+fn status(namespace: &Namespace, socket: &Path) -> Result<Status> {
+    let output = foobar_lb(namespace)?.args(["status", "--json", "--socket"]).arg(socket).output()?;
+    ensure!(output.status.success(), "no status: {:?}", Refusal::from(output));
+    serde_json::from_slice(&output.stdout).context("the status is not what it should be")
+}

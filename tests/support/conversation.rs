@@ -1,0 +1,140 @@
+//! A client's flow to an echo server, TCP or UDP, over ordinary sockets.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::Namespace;
+use socket2::{Domain, Socket, Type};
+
+use super::SOON;
+use super::network::Family;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Every family with every protocol.
+pub const KINDS: [(Family, Protocol); 4] = [
+    (Family::V4, Protocol::Tcp),
+    (Family::V4, Protocol::Udp),
+    (Family::V6, Protocol::Tcp),
+    (Family::V6, Protocol::Udp),
+];
+
+/// What an echo server said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who answered.
+    pub backend: String,
+    /// The client's address as the backend saw it.
+    pub client: SocketAddr,
+}
+
+/// One flow, open.
+pub enum Conversation {
+    Tcp(BufReader<TcpStream>),
+    Udp(UdpSocket),
+}
+
+impl Conversation {
+    /// Opens a flow to `server` from a port of the kernel's choice.
+    pub fn open(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result<Self> {
+        let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+        Self::open_from(client, any, protocol, server)
+    }
+
+    /// Opens a flow to `server` from the address `source`.
+    pub fn open_from(
+        client: &Namespace,
+        source: SocketAddr,
+        protocol: Protocol,
+        server: SocketAddr,
+    ) -> Result<Self> {
+        let opened = client.enter(|| match protocol {
+            Protocol::Tcp => connect_tcp(source, server).map(|stream| Self::Tcp(BufReader::new(stream))),
+            Protocol::Udp => connect_udp(source, server).map(Self::Udp),
+        })?;
+        opened.with_context(|| format!("no {protocol:?} flow from {source} to {server}"))
+    }
+
+    /// Says something and waits for the answer. A connected UDP socket hears nobody but the address it
+    /// asked, so an answer proves that it came from there.
+    pub fn ask(&mut self) -> Result<Answer> {
+        let mut answer = String::new();
+        match self {
+            Self::Tcp(stream) => {
+                stream.get_mut().write_all(b"who are you\n").context("cannot ask")?;
+                stream.read_line(&mut answer).context("no answer")?;
+            }
+            Self::Udp(socket) => {
+                socket.send(b"who are you\n").context("cannot ask")?;
+                let mut datagram = [0; 256];
+                let length = socket.recv(&mut datagram).context("no answer")?;
+                answer.push_str(str::from_utf8(&datagram[..length])?);
+            }
+        }
+        let (backend, client) = answer.trim_end().split_once(' ').with_context(|| format!("{answer:?}"))?;
+        Ok(Answer { backend: backend.to_owned(), client: client.parse()? })
+    }
+
+    /// The client's own address.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.get_ref().local_addr()?,
+            Self::Udp(socket) => socket.local_addr()?,
+        })
+    }
+}
+
+/// Opens a flow, asks once, and returns who answered; the client's address must have been kept.
+pub fn ask(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result<String> {
+    let mut conversation = Conversation::open(client, protocol, server)?;
+    let answer = conversation.ask().with_context(|| format!("{protocol:?} to {server}"))?;
+    let client = conversation.local_address()?;
+    ensure!(answer.client == client, "the backend saw {}, but the client is {client}", answer.client);
+    Ok(answer.backend)
+}
+
+/// Tries a TCP connection for `patience`; the error is the socket's.
+pub fn connect(
+    client: &Namespace,
+    server: SocketAddr,
+    patience: Duration,
+) -> Result<std::io::Result<TcpStream>> {
+    client.enter(|| TcpStream::connect_timeout(&server, patience))
+}
+
+fn connect_tcp(source: SocketAddr, server: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+    // A port may be used again while its last connection is still remembered.
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())?;
+    socket.connect_timeout(&server.into(), SOON)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
+}
+
+fn connect_udp(source: SocketAddr, server: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(source)?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(SOON))?;
+    Ok(socket)
+}

@@ -1,0 +1,172 @@
+//! The two networks most stories play in, IPv4 and IPv6 at once. Two-arm: the balancer stands between the
+//! client and the backends' switch. One-arm: balancer, backends and the client's router share one switch.
+//! In both the backends' default route goes to the balancer, and the VIP is routed to it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use lab::{Lab, Namespace, veth};
+
+/// An IPv4 address and the IPv6 address beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Dual(Ipv4Addr, Ipv6Addr);
+
+impl Dual {
+    pub fn of(self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.0.into(),
+            Family::V6 => self.1.into(),
+        }
+    }
+
+    pub fn v4(self) -> Ipv4Addr {
+        self.0
+    }
+
+    pub fn v6(self) -> Ipv6Addr {
+        self.1
+    }
+
+    pub fn port(self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.of(family), port)
+    }
+}
+
+/// The port of the usual services.
+pub const VIP_PORT: u16 = 80;
+/// The port of their backends: another, so that ports are seen to be rewritten.
+pub const BACKEND_PORT: u16 = 8080;
+
+pub const VIP: Dual = dual([203, 0, 113, 80], [0x2001, 0xdb8], 0x80);
+pub const CLIENT: Dual = dual([10, 0, 0, 2], CLIENT_SIDE, 2);
+/// The gateway on the client's side: the balancer, or the router of a one-arm network.
+pub const CLIENT_GATEWAY: Dual = dual([10, 0, 0, 1], CLIENT_SIDE, 1);
+/// A VIP in the client's own subnet.
+pub const CLIENT_VIP: Dual = dual([10, 0, 0, 80], CLIENT_SIDE, 0x80);
+/// The balancer on the backends' side, their default gateway.
+pub const BACKEND_GATEWAY: Dual = dual([10, 0, 1, 1], BACKEND_SIDE, 1);
+pub const WEB1: Dual = dual([10, 0, 1, 11], BACKEND_SIDE, 0x11);
+pub const WEB2: Dual = dual([10, 0, 1, 12], BACKEND_SIDE, 0x12);
+/// The router of a one-arm network, on the backends' side.
+pub const ROUTER: Dual = dual([10, 0, 1, 254], BACKEND_SIDE, 0x254);
+
+const CLIENT_SIDE: [u16; 2] = [0xfd00, 0xa];
+const BACKEND_SIDE: [u16; 2] = [0xfd00, 0xb];
+
+/// Both addresses of one host.
+pub const fn dual(v4: [u8; 4], v6_prefix: [u16; 2], v6_host: u16) -> Dual {
+    let [a, b, c, d] = v4;
+    Dual(Ipv4Addr::new(a, b, c, d), Ipv6Addr::new(v6_prefix[0], v6_prefix[1], 0, 0, 0, 0, 0, v6_host))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arms {
+    One,
+    Two,
+}
+
+/// Client, balancer, and two backends on a switch. Interfaces are `eth0`, the balancer's second one `eth1`;
+/// the switch's ports are called after who is plugged in.
+pub struct Network {
+    pub client: Namespace,
+    pub balancer: Namespace,
+    /// The balancer's interfaces, to attach to.
+    pub interfaces: &'static [&'static str],
+    /// The router before the balancer, in a one-arm network.
+    pub router: Option<Namespace>,
+    pub switch: Namespace,
+    pub web1: Namespace,
+    pub web2: Namespace,
+    pub lab: Lab,
+}
+
+impl Network {
+    pub fn new(prefix: &str, arms: Arms) -> Result<Self> {
+        let lab = Lab::new(prefix)?;
+        let client = lab.namespace("client")?;
+        let balancer = lab.namespace("balancer")?;
+        let switch = lab.namespace("switch")?;
+        let web1 = lab.namespace("web1")?;
+        let web2 = lab.namespace("web2")?;
+        let router = match arms {
+            Arms::One => Some(lab.namespace("router")?),
+            Arms::Two => None,
+        };
+        let interfaces: &[&str] = match arms {
+            Arms::One => &["eth0"],
+            Arms::Two => &["eth0", "eth1"],
+        };
+        let network = Self { client, balancer, interfaces, router, switch, web1, web2, lab };
+        network.connect()?;
+        Ok(network)
+    }
+
+    /// The balancer's interface towards the backends.
+    pub fn backend_interface(&self) -> &'static str {
+        self.interfaces[self.interfaces.len() - 1]
+    }
+
+    /// Pulls a host's plug: it is silent, and sees nothing of that.
+    pub fn unplug(&self, port: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {port} nomaster")).map(drop)
+    }
+
+    pub fn plug_in(&self, port: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {port} master br0")).map(drop)
+    }
+
+    fn connect(&self) -> Result<()> {
+        veth(&self.balancer, self.backend_interface(), &self.switch, "balancer")?;
+        add_addresses(&self.balancer, self.backend_interface(), BACKEND_GATEWAY)?;
+        self.balancer.enable_forwarding()?;
+        veth(&self.web1, "eth0", &self.switch, "web1")?;
+        veth(&self.web2, "eth0", &self.switch, "web2")?;
+        self.switch.add_bridge("br0", &["balancer", "web1", "web2"])?;
+        for (backend, address) in [(&self.web1, WEB1), (&self.web2, WEB2)] {
+            add_addresses(backend, "eth0", address)?;
+            add_default_routes(backend, BACKEND_GATEWAY)?;
+        }
+        let gateway = match &self.router {
+            Some(router) => self.connect_router(router)?,
+            None => &self.balancer,
+        };
+        veth(&self.client, "eth0", gateway, "eth0")?;
+        add_addresses(&self.client, "eth0", CLIENT)?;
+        add_addresses(gateway, "eth0", CLIENT_GATEWAY)?;
+        add_default_routes(&self.client, CLIENT_GATEWAY)
+    }
+
+    fn connect_router<'a>(&self, router: &'a Namespace) -> Result<&'a Namespace> {
+        veth(router, "eth1", &self.switch, "router")?;
+        self.plug_in("router")?;
+        add_addresses(router, "eth1", ROUTER)?;
+        router.enable_forwarding()?;
+        for family in Family::BOTH {
+            router.add_route(&VIP.of(family).to_string(), &BACKEND_GATEWAY.of(family).to_string())?;
+        }
+        add_default_routes(&self.balancer, ROUTER)?;
+        Ok(router)
+    }
+}
+
+/// Adds both addresses of a host to its interface, as /24 and /64.
+pub fn add_addresses(namespace: &Namespace, interface: &str, address: Dual) -> Result<()> {
+    namespace.add_address(interface, &format!("{}/24", address.0))?;
+    namespace.add_address(interface, &format!("{}/64", address.1))
+}
+
+/// Routes all of both families to one gateway.
+pub fn add_default_routes(namespace: &Namespace, gateway: Dual) -> Result<()> {
+    namespace.add_route("default", &gateway.0.to_string())?;
+    namespace.add_route("default", &gateway.1.to_string())
+}
