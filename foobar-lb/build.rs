@@ -3,7 +3,7 @@
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::{env, fs};
 
 use toolchain::Toolchain;
@@ -24,13 +24,15 @@ fn main() {
 }
 
 fn build_program() -> Result<(), String> {
-    let out_dir = env::var("OUT_DIR").expect("cargo tells every build script its directory");
-    let target_dir = Path::new(&out_dir).join("target");
+    let out_dir =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo tells every build script its directory"));
+    // Builds, checks and lints each have an OUT_DIR; what is four levels above is theirs in common, and the same
+    // program need not be built for each. Not that directory itself: the cargo outside holds its lock.
+    let target_dir = out_dir.ancestors().nth(4).unwrap_or(&out_dir).join("bpf");
     let Some(toolchain) = Toolchain::find() else {
         return Err("the tools that build BPF programs are not installed: run `cargo xtask setup`".to_owned());
     };
     let mut cargo = toolchain.cargo("build");
-    // Target directories are locked while cargo runs, so this one must not be that of the cargo outside.
     cargo.arg("--target-dir").arg(&target_dir).arg("--quiet");
     if env::var("PROFILE").as_deref() == Ok("debug") {
         cargo.arg("--features=log");
@@ -40,7 +42,7 @@ fn build_program() -> Result<(), String> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     let object = target_dir.join("bpfel-unknown-none/release/foobar-lb-xdp");
-    fs::copy(&object, Path::new(&out_dir).join("foobar-lb-xdp"))
+    fs::copy(&object, out_dir.join("foobar-lb-xdp"))
         .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
     Ok(())
 }

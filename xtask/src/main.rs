@@ -71,8 +71,16 @@ enum Task {
     },
 }
 
-fn main() -> Result<ExitCode> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    perform(Arguments::parse().task).unwrap_or_else(|error| {
+        // Not returned from main, which would add a backtrace wherever RUST_BACKTRACE is set.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn perform(task: Task) -> Result<ExitCode> {
+    match task {
         Task::Setup => setup::set_up(setup::Manner::Talkative),
         Task::Build => prepared(build::build),
         Task::Run { once } => prepared(|| run::run(once)),

@@ -128,5 +128,7 @@ fn watch(site: &mut Site, stopped: &AtomicBool) -> Result<()> {
 
 fn name_changes(old: &[Backend], new: &[Backend]) -> Vec<String> {
     let changed = old.iter().zip(new).filter(|(old, new)| old.health != new.health);
-    changed.map(|(old, new)| format!("{} of {} is {}, was {}", new.name, new.service, new.health, old.health)).collect()
+    changed
+        .map(|(old, new)| format!("{} of {} is {}, was {}", new.name, new.service, new.health, old.health))
+        .collect()
 }

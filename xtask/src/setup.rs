@@ -12,8 +12,6 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
-use crate::toolchain::Toolchain;
-
 /// A program that must be there, and Debian's package that brings it.
 struct Tool {
     program: &'static str,
@@ -81,7 +79,7 @@ impl Missing {
         let is_missing = |tool: &&Tool| !env::split_paths(&path).any(|dir| dir.join(tool.program).is_file());
         Self {
             tools: TOOLS.iter().filter(is_missing).collect(),
-            toolchain: Toolchain::find().is_none(),
+            toolchain: !bpf::is_installed(),
             unfinished: debian::is_unfinished(),
         }
     }

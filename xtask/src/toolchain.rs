@@ -57,7 +57,9 @@ impl Toolchain {
     pub fn cargo(self, subcommand: &str) -> Command {
         // What cargo tells a build script or `cargo clippy` its children is about another compiler.
         let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| ARCH.to_owned());
-        let flags = [&format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"];
+        let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
+        // v3 is Linux 5.1: arithmetic and jumps of 32 bits.
+        let flags = [&arch, "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"];
         let mut command = self.command("cargo");
         command
             .args([subcommand, "--package=foobar-lb-ebpf", "--bin=foobar-lb-xdp", "--release"])
@@ -79,7 +81,7 @@ impl Toolchain {
     }
 
     /// What a program of the toolchain prints; none if it is missing or fails.
-    fn ask(self, program: &str, words: &[&str]) -> Option<String> {
+    pub fn ask(self, program: &str, words: &[&str]) -> Option<String> {
         let output = self.command(program).args(words).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }

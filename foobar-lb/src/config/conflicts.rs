@@ -126,22 +126,21 @@ struct Subnet<'a> {
 }
 
 /// Where one service's backends are clients of another, as web servers are of application servers, replies
-/// within a subnet take the short way. Services on the very same hosts are most likely the same server's ports.
+/// within a subnet take the short way. Services on the very same hosts are likely ports of the same servers.
 fn warn_of_shared_subnets(drafts: &[Draft], problems: &mut Problems) {
     for (subnet, Subnet { hosts, places }) in subnets(drafts) {
         let Some(other) = hosts.iter().position(|(_, set)| *set != hosts[0].1) else { continue };
         let (first, second) = (&drafts[hosts[0].0], &drafts[hosts[other].0]);
         let message = format!(
-            "services `{}` and `{}` both have backends in {subnet}: if these are on one link and a backend of one \
-             is a client of the other, replies pass the balancer by and the connection fails",
+            "services `{}` and `{}` both have backends in {subnet}: if these are on one link and a backend \
+             of one is a client of the other, replies pass the balancer by and the connection fails",
             first.title(),
             second.title(),
         );
-        problems.warn(
-            Problem::new(places[other].span(), message)
-                .help("put the backends of one of them into another subnet, unless neither connects to the other")
-                .related(places[0].span(), "the first"),
-        );
+        let problem = Problem::new(places[other].span(), message)
+            .help("put the backends of one into another subnet, unless neither connects to the other")
+            .related(places[0].span(), "the first");
+        problems.warn(problem);
     }
 }
 

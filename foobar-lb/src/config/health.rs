@@ -81,8 +81,8 @@ pub(super) fn validate(
 
 fn warn_unchecked(service: &Span, problems: &mut Problems) {
     let message = "the backends of this udp service are not checked: a dead one keeps its share of the flows";
-    let help = "add `[service.health]`, with `kind = \"tcp\"` if the backends accept TCP connections on the same port, \
-                with `kind = \"none\"` if not";
+    let help = "add `[service.health]`, with `kind = \"tcp\"` if the backends accept TCP connections on the \
+                same port, with `kind = \"none\"` if not";
     problems.warn(Problem::new(service.clone(), message).help(help));
 }
 

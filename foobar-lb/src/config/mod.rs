@@ -59,7 +59,7 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("{}: error: cannot be read: {source}: name a file that exists and that this user may read", path.display())]
+    #[error("{}: error: {source}: name a file that this user may read", path.display())]
     Unreadable {
         /// The file that was asked for.
         path: PathBuf,

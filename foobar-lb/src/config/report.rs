@@ -11,6 +11,9 @@ use super::values::Fault;
 /// A place in the text, in bytes.
 pub(super) type Span = Range<usize>;
 
+/// Messages quote the file, and who knows what is in it; in characters.
+const MAX_MESSAGE: usize = 500;
+
 /// So many problems are shown; whoever has more mends these first.
 const MAX_SHOWN: usize = 20;
 
@@ -196,6 +199,7 @@ impl<'a> Source<'a> {
 
     fn diagnose(&self, severity: &str, problem: Problem) -> Diagnostic {
         let Problem { span, message, help, related } = problem;
+        let (message, help) = (shorten(message), help.map(shorten));
         let (line, column) = self.position(span.start);
         let title = format!("{}:{line}:{column}: {severity}: {message}", self.name);
         let mut group = Level::ERROR.no_name().primary_title(title).element(self.excerpt(&span, related));
@@ -239,6 +243,13 @@ impl<'a> Source<'a> {
 /// Line and column just behind `text`, both from 1, the column in characters.
 pub(super) fn end_of(text: &str) -> (usize, usize) {
     Source::new("", text).position(text.len())
+}
+
+fn shorten(text: String) -> String {
+    match text.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 fn render(group: Group<'_>) -> String {

@@ -40,7 +40,7 @@ const WEIGHTS: RangeInclusive<u32> = 0..=1000;
 /// Up to the largest prime for which there can be room.
 const TABLE_SIZES: RangeInclusive<u32> = 2..=268_435_399;
 
-/// With fewer slots each, shares differ from the weights by more than a percent.
+/// With fewer slots each, shares may be off their weights by more than a percent.
 const SLOTS_PER_BACKEND: u32 = 100;
 
 /// A service as far as it could be read: what is absent was reported.

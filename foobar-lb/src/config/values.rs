@@ -41,9 +41,8 @@ pub(super) fn name(text: &str) -> Result<String, Fault> {
         None if text.len() > MAX_NAME => format!("a name of {} characters is too long", text.len()),
         None => "a name begins with a letter or digit".to_owned(),
     };
-    let help = format!(
-        "1 to {MAX_NAME} of A-Z a-z 0-9 . _ - and first a letter or digit: it names metrics and commands use it"
-    );
+    let help =
+        format!("1 to {MAX_NAME} of A-Z a-z 0-9 . _ - and first a letter or digit, for metrics and commands");
     Err(Fault::new(message, help))
 }
 
@@ -151,6 +150,9 @@ pub(super) fn seed(text: &str) -> Result<u64, Fault> {
 
 /// The word that was probably meant, or else all there are.
 pub(super) fn nearest(text: &str, words: &[&str]) -> String {
+    if text.len() > MAX_NAME {
+        return format!("use {}", list(words));
+    }
     let distance = |word: &&&str| strsim::damerau_levenshtein(text, word);
     match words.iter().min_by_key(distance) {
         Some(word) if distance(&word) <= word.len().max(3) / 3 => format!("did you mean `{word}`?"),

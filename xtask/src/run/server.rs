@@ -147,7 +147,10 @@ impl Server {
     /// # Errors
     /// If nothing was started before, or it cannot start.
     pub(super) fn restart(&mut self) -> Result<()> {
-        let ended = self.program.take().with_context(|| format!("nothing was started on {}", self.name))?;
+        let mut ended =
+            self.program.take().with_context(|| format!("nothing was started on {}", self.name))?;
+        // Workers outlive a master that was killed, and hold its port.
+        ended.process.kill()?;
         let words: Vec<_> = ended.words.iter().map(String::as_str).collect();
         self.serve(&words, &ended.environment)
     }

@@ -12,13 +12,13 @@ use crate::toolchain::{LINKED, LINKED_NAME, NIGHTLY, ON_PATH, Toolchain, has_rus
 
 /// What [`install`] does, for people.
 pub const PLAN: &str = "\
-rustup component add rust-src --toolchain nightly   (where that fails: apt-get install rustc-web cargo-web rust-web-src)
+rustup component add rust-src clippy --toolchain=nightly   (where that fails: apt-get install rustc-web cargo-web rust-web-clippy rust-web-src)
   apt-get install llvm-N-dev   (of the compiler's LLVM version N)
   cargo install bpf-linker     (if there is none for that version)";
 
 /// What to install where this file does not know how.
 pub const REMEDY: &str = "\
-rustup with `rustup toolchain install nightly --component rust-src`, and a bpf-linker whose LLVM is no older than
+rustup with `rustup toolchain install nightly --component rust-src,clippy`, and a bpf-linker whose LLVM is no older than
   that of the toolchain: https://github.com/aya-rs/bpf-linker";
 
 /// How many seconds rustup may take for a component and for a toolchain, because a network may swallow what it
@@ -27,7 +27,12 @@ const COMPONENT_LIMIT: &str = "20";
 const TOOLCHAIN_LIMIT: &str = "180";
 
 /// The bpf-linker that is known to work, with every LLVM it can be built against.
-const BPF_LINKER: &str = "bpf-linker@0.13";
+const BPF_LINKER: &str = "bpf-linker@^0.13";
+
+/// Whether the program can be built, and its source linted.
+pub fn is_installed() -> bool {
+    Toolchain::find().is_some_and(has_clippy)
+}
 
 /// Installs a toolchain that [`Toolchain::find`] then finds.
 pub fn install() -> Result<()> {
@@ -42,19 +47,24 @@ pub fn install() -> Result<()> {
 
 /// Nightly, with the source of `core`. Where it fails, rustup has said why.
 fn provide_nightly() -> bool {
-    if !NIGHTLY.has_core() && has_rustup() {
+    let is_complete = || NIGHTLY.has_core() && has_clippy(NIGHTLY);
+    if !is_complete() && has_rustup() {
         let (limit, words): (_, &[&str]) = match NIGHTLY.llvm() {
-            Some(_) => (COMPONENT_LIMIT, &["component", "add", "rust-src", "--toolchain=nightly"]),
+            Some(_) => (COMPONENT_LIMIT, &["component", "add", "rust-src", "clippy", "--toolchain=nightly"]),
             None => (
                 TOOLCHAIN_LIMIT,
-                &["toolchain", "install", "nightly", "--profile=minimal", "--component=rust-src"],
+                &["toolchain", "install", "nightly", "--profile=minimal", "--component=rust-src,clippy"],
             ),
         };
         if let Err(error) = show_and_run(Command::new("timeout").args([limit, "rustup"]).args(words)) {
             println!("setup: {error:#}");
         }
     }
-    NIGHTLY.has_core()
+    is_complete()
+}
+
+fn has_clippy(toolchain: Toolchain) -> bool {
+    toolchain.ask("cargo", &["clippy", "--version"]).is_some()
 }
 
 /// Whether there is a linker for the toolchain, or one can be built.
@@ -63,7 +73,7 @@ fn has_linker_for(toolchain: Toolchain) -> Result<bool> {
 }
 
 fn install_debian() -> Result<Toolchain> {
-    debian::install(&["cargo-web", "rust-web-src", "rustc-web"])?;
+    debian::install(&["cargo-web", "rust-web-clippy", "rust-web-src", "rustc-web"])?;
     if !has_rustup() {
         return Ok(ON_PATH);
     }

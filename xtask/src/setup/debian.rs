@@ -29,9 +29,9 @@ const INSTALL: &str = r#"
     for package; do
         apt-cache show --no-all-versions "$package" > /dev/null 2>&1 || unknown=$package
     done
-    install() { apt-get install --yes --no-install-recommends --no-remove "$@"; }
+    install() { apt-get install -qq --no-install-recommends --no-remove "$@"; }
     if [ -z "$unknown" ] && install "$@"; then exit 0; fi
-    apt-get update && install "$@"
+    apt-get update -qq && install "$@"
 "#;
 
 /// Installs packages; the lists of packages are fetched anew only if the old ones do not do. Installed
@@ -57,7 +57,7 @@ pub fn has_package(name: &str) -> Result<bool> {
     if is_listed(name)? {
         return Ok(true);
     }
-    show_and_run(root_command("apt-get").arg("update"))?;
+    show_and_run(root_command("apt-get").args(["update", "-qq"]))?;
     is_listed(name)
 }
 
