@@ -64,15 +64,14 @@ fn a_second_balancer_on_the_same_socket() -> Result<()> {
     let network = Network::new("attach-twice", Arms::Two)?;
     let _echoes = start_pair(&network)?;
     let services = all_kinds(VIP, &[]);
-    let balancer = Balancer::serve(&network, &services)?;
+    let balancer = Balancer::attach(&network.balancer, &["eth1"], &services, &["--sysctl"])?;
     let before = Traces::of(&network.balancer)?;
     let files = Files::write(&network.balancer, &services)?;
-    let refusal = files.attach_in_vain(&network.balancer, network.interfaces)?;
+    let refusal = files.attach_in_vain(&network.balancer, &["eth0"])?;
     refusal.expect(1, &[&files.socket.display().to_string()])?;
     before.expect_no_change(&network.balancer)?;
     // The first one still owns its socket.
-    balancer.wait_until_serving()?;
-    ask(&network.client, Protocol::Tcp, VIP.port(Family::V4, VIP_PORT)).map(drop)
+    balancer.wait_until_serving()
 }
 
 #[test]
@@ -111,18 +110,14 @@ fn a_configuration_that_cannot_be_read() -> Result<()> {
 #[test]
 fn sysctls_in_the_way_are_named() -> Result<()> {
     let network = Network::new("attach-sysctls", Arms::Two)?;
-    let _echoes = start_pair(&network)?;
     network.balancer.set_sysctl("net.ipv4.conf.all.rp_filter", "1")?;
     network.balancer.set_sysctl("net.ipv4.ip_forward", "0")?;
     network.balancer.add_address("eth0", &format!("{}/32", VIP.v4()))?;
-    let services = all_kinds(VIP, &[]);
-    let mut balancer = Balancer::attach(&network.balancer, network.interfaces, &services, &[])?;
-    for sysctl in ["rp_filter", "ip_forward", "accept_local"] {
-        balancer.process.wait_for_line(sysctl, SOON)?;
-    }
-    let forward = network.balancer.sysctl("net.ipv4.ip_forward")?;
-    ensure!(forward == "0", "ip_forward was set without --sysctl");
-    Ok(())
+    let files = Files::write(&network.balancer, &all_kinds(VIP, &[]))?;
+    let before = Traces::of(&network.balancer)?;
+    let refusal = files.attach_in_vain_with(&network.balancer, network.interfaces, &[])?;
+    refusal.expect(1, &["rp_filter", "forwarding", "accept_local", "--sysctl"])?;
+    expect_nothing_left(&network, &files, &before)
 }
 
 fn expect_nothing_left(network: &Network, files: &Files, before: &Traces) -> Result<()> {

@@ -41,7 +41,8 @@ fn check_direct(name: &str, arms: Arms) -> Result<()> {
     let network = Network::new(name, arms)?;
     let _echoes = start_pair(&network)?;
     network.client.add_address("eth0", &format!("{}/32", ADMIN.v4()))?;
-    network.client.add_address("eth0", &format!("{}/128", ADMIN.v6()))?;
+    // Deprecated, so that it is the source only of who asks for it.
+    network.client.ip(&format!("address add {}/128 dev eth0 nodad preferred_lft 0", ADMIN.v6()))?;
     let services = all_kinds_with(VIP, |family, service| {
         let length = if family == Family::V4 { 32 } else { 128 };
         service.key(&format!("direct = [\"{}/{length}\"]", ADMIN.of(family)))

@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::wait_for;
 
+use crate::support::EVENTUALLY;
 use crate::support::balancer::Balancer;
 use crate::support::config::all_kinds;
 use crate::support::conversation::{KINDS, Protocol, ask, connect};
@@ -14,12 +16,14 @@ use crate::support::network::{Arms, BACKEND_PORT, Family, Network, VIP, VIP_PORT
 
 /// Enough that, with two backends, none is left out by chance.
 const FLOWS: usize = 20;
+/// The shortest there is.
+const TRANSITION: &str = "transition = \"1s\"";
 
 #[test]
 fn a_silent_host_is_left_out_until_it_returns() -> Result<()> {
     let network = Network::new("failure-silent", Arms::Two)?;
     let _echoes = start_pair(&network)?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[TRANSITION]))?;
     expect_backends(&network, &["web1", "web2"])?;
     network.unplug("web1")?;
     balancer.wait_until_down("web1")?;
@@ -33,7 +37,7 @@ fn a_silent_host_is_left_out_until_it_returns() -> Result<()> {
 fn a_killed_server_is_left_out_until_it_returns() -> Result<()> {
     let network = Network::new("failure-killed", Arms::One)?;
     let [web1, _web2] = start_pair(&network)?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[TRANSITION]))?;
     expect_backends(&network, &["web1", "web2"])?;
     drop(web1);
     balancer.wait_until_down("web1")?;
@@ -50,7 +54,7 @@ fn a_changed_mac_is_followed() -> Result<()> {
     // A host that replaces another says so at once.
     network.web1.set_sysctl("net.ipv4.conf.eth0.arp_notify", "1")?;
     network.web1.set_sysctl("net.ipv6.conf.eth0.ndisc_notify", "1")?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[TRANSITION]))?;
     let new = "02:00:00:00:be:ef";
     network.web1.ip(&format!("link set eth0 address {new}"))?;
     balancer.wait_until("the new MAC to be the next hop", |status| {
@@ -68,10 +72,14 @@ fn a_changed_mac_is_followed() -> Result<()> {
 fn with_all_down_a_service_fails_open() -> Result<()> {
     let network = Network::new("failure-open", Arms::Two)?;
     let echoes = start_pair(&network)?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &["when_empty = \"fail-open\""]))?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[TRANSITION, "when_empty = \"fail-open\""]))?;
     drop(echoes);
     balancer.wait_until("every backend to be measured down", |status| {
-        status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.health == "down")
+        status
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .all(|backend| backend.health.starts_with("down"))
     })?;
     for family in Family::BOTH {
         let refused = connect(&network.client, VIP.port(family, VIP_PORT), Duration::from_secs(2))?;
@@ -87,7 +95,7 @@ fn with_all_down_a_service_fails_open() -> Result<()> {
 fn with_all_down_a_service_refuses_if_told_to() -> Result<()> {
     let network = Network::new("failure-refuse", Arms::Two)?;
     let echoes = start_pair(&network)?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &["when_empty = \"refuse\""]))?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[TRANSITION, "when_empty = \"refuse\""]))?;
     drop(echoes);
     for backend in ["web1", "web2"] {
         balancer.wait_until_down(backend)?;
@@ -103,11 +111,17 @@ fn with_all_down_a_service_refuses_if_told_to() -> Result<()> {
     expect_backends(&network, &["web1", "web2"])
 }
 
-/// New flows of every kind must be answered, all of them, by exactly these backends.
+/// New flows of every kind must be answered, all of them, by exactly these backends. As nothing shows where a
+/// UDP flow begins, those follow to a backend that returned only when the transition is over.
 fn expect_backends(network: &Network, expected: &[&str]) -> Result<()> {
     for (family, protocol) in KINDS {
-        let served = serve_flows(network, family, protocol)
-            .with_context(|| format!("{protocol:?} over {family:?}, expecting {expected:?}"))?;
+        let serve = || serve_flows(network, family, protocol);
+        let mut served = serve().with_context(|| format!("expecting {expected:?}"))?;
+        if protocol == Protocol::Udp && served.len() < expected.len() {
+            served = wait_for(EVENTUALLY, "UDP flows to all backends", || {
+                serve().ok().filter(|served| served.len() == expected.len())
+            })?;
+        }
         ensure!(
             served.iter().eq(expected),
             "{protocol:?} over {family:?} went to {served:?}, not {expected:?}"

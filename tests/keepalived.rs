@@ -45,7 +45,7 @@ fn connections_outlive_the_active_balancer() -> Result<()> {
     keepaliveds[0].signal(Signal::SIGTERM)?;
     wait_until(EVENTUALLY, "the standby to own the VIP", || owns_vip(standby) && !owns_vip(active))?;
     for (flow, answer) in flows.iter_mut().zip(answers) {
-        let again = flow.ask().context("a flow from before the failover")?;
+        let again = flow.ask().with_context(|| format!("a flow from before the failover, {answer:?}"))?;
         ensure!(again == answer, "a flow moved from {answer:?} to {again:?}");
     }
     for (family, protocol) in KINDS {

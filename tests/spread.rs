@@ -57,9 +57,7 @@ fn slots_follow_the_weights() -> Result<()> {
         }
         let services = services(&[service]);
         let balancer = Balancer::attach(&network.balancer, network.interfaces, &services, &[])?;
-        balancer.wait_until("all slots to have an owner", |status| {
-            slots(&status.services[0].backends) == 65_537
-        })?;
+        balancer.wait_until_serving()?;
 
         let status = balancer.status()?;
         let backends = &status.service("www")?.backends;

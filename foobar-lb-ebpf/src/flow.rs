@@ -191,7 +191,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{layout::mapped, packet::{Buffer, Packet}};
+    use crate::{
+        layout::mapped,
+        packet::{Buffer, Packet},
+    };
 
     fn flow(client: u32, port: u16) -> FlowKey {
         FlowKey {

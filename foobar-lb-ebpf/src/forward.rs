@@ -40,11 +40,7 @@ pub fn transmit(frame: &mut Frame<'_>, next_hop: &NextHop, ingress: u32) -> Resu
     let ethernet = frame.at_mut::<Ethernet>(0)?;
     ethernet.destination = next_hop.destination;
     ethernet.source = next_hop.source;
-    Ok(if next_hop.interface == ingress {
-        Verdict::Transmit
-    } else {
-        Verdict::Redirect(next_hop.interface)
-    })
+    Ok(if next_hop.interface == ingress { Verdict::Transmit } else { Verdict::Redirect(next_hop.interface) })
 }
 
 #[inline(always)]

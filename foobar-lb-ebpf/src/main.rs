@@ -205,6 +205,8 @@ mod kernel {
 
         #[inline(always)]
         fn count(&self, reason: Reason, bytes: u64) {
+            #[cfg(feature = "log")]
+            self.log(reason, bytes);
             if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
                 // SAFETY: this CPU's own element.
                 unsafe { (*count).add(bytes) }
@@ -225,6 +227,16 @@ mod kernel {
     }
 
     impl Maps {
+        /// Says what is dropped, for whoever debugs the data path.
+        #[cfg(feature = "log")]
+        #[inline(always)]
+        fn log(&self, reason: Reason, bytes: u64) {
+            if reason.action() == foobar_lb_ebpf::reason::Action::Drop {
+                let context = XdpContext::new(self.context);
+                aya_log_ebpf::debug!(&context, "dropped {} bytes: {}", bytes, reason.name());
+            }
+        }
+
         /// What the kernel's answer (BPF_FIB_LKUP_RET_*, linux/bpf.h) means for a reply.
         #[inline(always)]
         fn next_hop(

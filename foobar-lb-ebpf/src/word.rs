@@ -9,7 +9,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// atomic loads for the instruction set of older kernels.
 #[repr(transparent)]
 #[derive(Debug, Default)]
-pub struct Word(#[cfg(target_arch = "bpf")] core::cell::UnsafeCell<u64>, #[cfg(not(target_arch = "bpf"))] AtomicU64);
+pub struct Word(
+    #[cfg(target_arch = "bpf")] core::cell::UnsafeCell<u64>,
+    #[cfg(not(target_arch = "bpf"))] AtomicU64,
+);
 
 #[cfg(not(target_arch = "bpf"))]
 impl Word {

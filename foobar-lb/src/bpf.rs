@@ -16,6 +16,7 @@ use aya::{
     },
     programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs, xdp::XdpLinkId},
 };
+use aya_log::EbpfLogger;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
@@ -25,6 +26,7 @@ use foobar_lb_ebpf::{
     reason::Reason,
 };
 use memmap2::{MmapOptions, MmapRaw};
+use tokio::io::{Interest, unix::AsyncFd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::plan::Step;
@@ -191,6 +193,19 @@ impl Bpf {
         program(&mut self.ebpf).detach(link.id).map_err(|error| Error::Program(Box::new(error)))
     }
 
+    /// Passes on what the data path logs, which it does in debug builds only.
+    pub fn follow_log(&mut self) -> Option<impl Future<Output = ()> + use<>> {
+        let logger = EbpfLogger::init(&mut self.ebpf).ok()?;
+        // SAFETY: the logger owns its file descriptor and keeps the same one for as long as it lives.
+        let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }.ok()?;
+        Some(async move {
+            while let Ok(mut records) = logger.readable_mut().await {
+                records.get_inner_mut().flush();
+                records.clear_ready();
+            }
+        })
+    }
+
     /// Does one step of a plan.
     pub fn apply(&mut self, step: &Step) -> Result<(), Error> {
         match step {
@@ -300,7 +315,6 @@ impl Bpf {
         let entries = self.remembered.get_mut(flow.map).expect("every flow was read from one of the maps");
         remove(entries, transmute!(flow.flow), flow.map)
     }
-
 }
 
 /// Name and id of a loaded program, for people.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use crate::{
     config::Config,
     health::{self, Report, Target},
     image::Image,
+    metrics,
     model::Health,
     neighbour::{self, View},
     plan,
@@ -70,20 +72,23 @@ pub enum Error {
     /// The API cannot be served.
     #[error(transparent)]
     Api(#[from] api::Error),
+    /// The metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
     /// The maps could not be filled.
     #[error("cannot fill the maps")]
     Fill(#[source] crate::bpf::Error),
 }
 
 /// Attaches, and balances until `shutdown`; then takes everything off again.
-pub async fn run(
-    config: Config,
-    options: Options,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
+pub async fn run(config: Config, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let interfaces = start::inspect(&options).await?;
     let seed = start::prepare_state(&config)?;
     let mut socket = api::Socket::bind(&config.daemon.socket).await?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let (sender, mut events) = mpsc::channel(1024);
     let mut tasks = JoinSet::new();
     tasks.spawn(watch_network(config.clone(), sender.clone()));
@@ -100,17 +105,20 @@ pub async fn run(
 
     start_health_checks(&mut tasks, &config, &sender);
     tasks.spawn(announce_vips(config.clone(), options.interfaces.clone()));
-    let serving = socket.serve(sender);
-    tasks.spawn(async move {
-        if let Err(error) = serving.await {
-            error!("the API is not served any more: {error}");
-        }
-    });
+    if let Some(metrics) = metrics {
+        tasks.spawn(report_end("metrics", metrics::serve(metrics, sender.clone())));
+    }
+    if let Some(log) = bpf.follow_log() {
+        tasks.spawn(log);
+    }
+    tasks.spawn(report_end("the API", socket.serve(sender)));
     warn_of_unattached(&daemon.state);
     info!(services = config.services.len(), "balancing");
 
     daemon.links = links;
-    early.into_iter().for_each(|event| drop(daemon.handle(event, &mut bpf)));
+    for event in early {
+        daemon.handle(event, &mut bpf);
+    }
     daemon.balance(&mut bpf, events, shutdown).await;
     info!("detaching");
     drop(bpf);
@@ -167,6 +175,12 @@ async fn announce_vips(config: Config, interfaces: Vec<String>) {
     let vips: Vec<_> = vips.into_iter().collect();
     if let Err(error) = announce::announce(&interfaces, &vips).await {
         warn!("VIPs are not announced: {}", chain(&error));
+    }
+}
+
+async fn report_end(what: &'static str, serving: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = serving.await {
+        error!("{what} is not served any more: {error}");
     }
 }
 
@@ -295,7 +309,8 @@ impl Daemon {
     }
 
     fn detach(&mut self, request: &api::Detach, bpf: &mut Bpf) -> Result<api::Detached, String> {
-        let named = |link: &Link| request.interfaces.is_empty() || request.interfaces.contains(&link.interface);
+        let named =
+            |link: &Link| request.interfaces.is_empty() || request.interfaces.contains(&link.interface);
         let attached = |name: &&String| self.links.values().any(|link| link.interface == **name);
         if let Some(name) = request.interfaces.iter().find(|name| !attached(name)) {
             return Err(format!("not attached to {name}"));

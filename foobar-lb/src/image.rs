@@ -8,8 +8,8 @@ use std::{
 };
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service, Slot, TCP,
-    TRACES, UDP, address_flag, backend_flag, mapped,
+    Address, Backend, DirectKey, Endpoint, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service, Slot,
+    TCP, TRACES, UDP, address_flag, backend_flag, mapped,
 };
 
 use crate::{model::Protocol, plan::Step};

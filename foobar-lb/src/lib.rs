@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod health;
 pub mod image;
 pub mod maglev;
+pub mod metrics;
 pub mod model;
 pub mod neighbour;
 pub mod plan;

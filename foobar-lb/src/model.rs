@@ -1,11 +1,7 @@
 //! The vocabulary: services, backends, what the operator says of them and what is measured.
 //! No I/O, no clock, no serde; everyone else speaks in these types.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;
 

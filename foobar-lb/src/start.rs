@@ -113,7 +113,8 @@ pub async fn inspect(options: &Options) -> Result<Vec<(String, Interface)>, Erro
 
 fn require_privileges() -> Result<(), Error> {
     let needed = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
-    let lacks = |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
+    let lacks =
+        |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
     let missing: Vec<_> = needed.into_iter().filter(lacks).collect();
     if missing.is_empty() { Ok(()) } else { Err(Error::Privileges { missing }) }
 }

@@ -188,8 +188,7 @@ impl State {
 
     /// A health check has something to say. Returns the service and the backend it is about.
     pub fn observe_health(&mut self, report: Report) -> Option<(&Service, &Backend)> {
-        let service =
-            self.services.iter_mut().find(|service| service.config.key == report.target.service)?;
+        let service = self.services.iter_mut().find(|service| service.config.key == report.target.service)?;
         service.cold_start &= report.health != Health::Up;
         let position =
             service.backends.iter().position(|backend| backend.config.address == report.target.backend)?;
@@ -311,8 +310,11 @@ impl State {
     /// Settles the slots that have carried traces for at least `grace` and that no remembered flow needs.
     pub fn settle(&mut self, needed: &BTreeSet<(usize, u32)>, grace: Duration, now: Instant) {
         for (number, service) in self.services.iter_mut().enumerate() {
-            let free: Vec<u32> =
-                service.table.traced(grace, now).filter(|place| !needed.contains(&(number, *place))).collect();
+            let free: Vec<u32> = service
+                .table
+                .traced(grace, now)
+                .filter(|place| !needed.contains(&(number, *place)))
+                .collect();
             free.into_iter().for_each(|place| service.table.settle(place, now));
         }
     }

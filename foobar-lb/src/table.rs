@@ -8,8 +8,11 @@ use foobar_lb::api::{Service, Status};
 /// The status as text, each service with its backends, then the reasons that occurred.
 pub fn render(status: &Status) -> String {
     let mut text = String::new();
-    let interfaces: Vec<_> =
-        status.interfaces.iter().map(|interface| format!("{} ({})", interface.name, interface.mode)).collect();
+    let interfaces: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|interface| format!("{} ({})", interface.name, interface.mode))
+        .collect();
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
     writeln!(text, "foobar-lb {} on {}, up {uptime}", status.version, interfaces.join(", "))
         .expect("a string can be written to");

@@ -147,7 +147,17 @@ impl Files {
 
     /// Attaches, expecting it to end by itself, and returns how it ended.
     pub fn attach_in_vain(&self, namespace: &Namespace, interfaces: &[&str]) -> Result<Refusal> {
-        let words = self.attach_words(interfaces, &["--sysctl"])?;
+        self.attach_in_vain_with(namespace, interfaces, &["--sysctl"])
+    }
+
+    /// The same with other options.
+    pub fn attach_in_vain_with(
+        &self,
+        namespace: &Namespace,
+        interfaces: &[&str],
+        options: &[&str],
+    ) -> Result<Refusal> {
+        let words = self.attach_words(interfaces, options)?;
         let mut process = namespace.start("refused", &words)?;
         let exit = process.wait(EVENTUALLY)?;
         Ok(Refusal { code: exit.code(), output: process.output()? })

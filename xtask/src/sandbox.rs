@@ -8,11 +8,11 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::process::{Command, ExitCode, ExitStatus};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitStatus, wait as wait_for_child};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{Pid, geteuid, getpid};
 
 /// How many files a process in the sandbox may have open: enough for the flows of a traffic test.
 const OPEN_FILES: &str = "20000";
@@ -64,6 +64,8 @@ pub fn ignore_interrupts() -> Result<()> {
 
 /// The first process of a sandbox: furnishes it, runs the command, and returns its exit code.
 pub fn run_inside(words: &[OsString]) -> Result<ExitCode> {
+    // Anywhere else the mounts would be the machine's.
+    ensure!(getpid() == Pid::from_raw(1), "this is not the first process of a sandbox");
     furnish().context("cannot furnish the sandbox")?;
     let (program, arguments) = words.split_first().context("an empty command")?;
     let child = Command::new(program)

@@ -1,0 +1,125 @@
+//! Prometheus metrics at `/metrics`, in the words and units of the status. Counters of a service are the sums
+//! of its backends'.
+
+use std::{io, net::SocketAddr, sync::atomic::AtomicU64};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::{Registry, Unit},
+};
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{api::Status, daemon::Event};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics cannot be served.
+#[derive(Debug, Error)]
+#[error("cannot serve metrics at {address}")]
+pub struct Error {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Opens the listener, so that an address in use is known before anything is attached.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error { address, source })
+}
+
+/// Serves the metrics until it is dropped.
+pub async fn serve(listener: TcpListener, events: mpsc::Sender<Event>) -> io::Result<()> {
+    let routes = Router::new().route("/metrics", get(metrics)).with_state(events);
+    axum::serve(listener, routes).await
+}
+
+async fn metrics(State(events): State<mpsc::Sender<Event>>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let asked = events.send(Event::Status(answer)).await.is_ok();
+    match answered.await {
+        Ok(Ok(status)) if asked => match render(&status) {
+            Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        },
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+        _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BackendLabels {
+    service: String,
+    backend: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TrafficLabels {
+    service: String,
+    backend: String,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: String,
+}
+
+type Counts<L> = Family<L, Counter<u64, AtomicU64>>;
+
+/// All metrics as they are now. The counters live in the data path, so the registry is made for each scrape.
+fn render(status: &Status) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("foobar_lb");
+    registry.register("build", "Of the daemon", Info::new(vec![("version", status.version.clone())]));
+    let failing = Gauge::<i64>::default();
+    failing.set(i64::from(status.failure.is_some()));
+    registry.register("update_failing", "1 while the maps are not as they should be", failing);
+    register_backends(&mut registry, status);
+    let reasons = Counts::<ReasonLabels>::default();
+    for (reason, count) in &status.reasons {
+        reasons.get_or_create(&ReasonLabels { reason: reason.clone() }).inc_by(count.packets);
+    }
+    registry.register("reason_packets", "Packets that were not simply forwarded, by reason", reasons);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn register_backends(registry: &mut Registry, status: &Status) {
+    let (packets, bytes) = (Counts::<TrafficLabels>::default(), Counts::<TrafficLabels>::default());
+    let gauges: [Family<BackendLabels, Gauge>; 3] = Default::default();
+    let [up, eligible, slots] = &gauges;
+    for service in &status.services {
+        for backend in &service.backends {
+            let labels = BackendLabels { service: service.name.clone(), backend: backend.name.clone() };
+            up.get_or_create(&labels).set(i64::from(backend.health == "up"));
+            eligible.get_or_create(&labels).set(i64::from(backend.eligible));
+            slots.get_or_create(&labels).set(i64::from(backend.slots));
+            for (direction, frames, size) in [
+                ("forward", backend.packets, backend.bytes),
+                ("reply", backend.reply_packets, backend.reply_bytes),
+            ] {
+                let BackendLabels { service, backend } = labels.clone();
+                let labels = TrafficLabels { service, backend, direction };
+                packets.get_or_create(&labels).inc_by(frames);
+                bytes.get_or_create(&labels).inc_by(size);
+            }
+        }
+    }
+    let [up, eligible, slots] = gauges;
+    registry.register("backend_up", "1 while the health check succeeds", up);
+    registry.register("backend_eligible", "1 while new flows are sent to it", eligible);
+    registry.register("backend_slots", "Slots of the service's table that it owns", slots);
+    registry.register("backend_packets", "Frames forwarded to it and replied by it", packets);
+    registry.register_with_unit("backend", "Bytes of those frames", Unit::Bytes, bytes);
+}

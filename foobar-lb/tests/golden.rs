@@ -1,0 +1,160 @@
+//! Golden images: what the maps hold after a story. `tests/golden` has pairs of a configuration, `NAME.toml`, and a
+//! story, `NAME.txt`: its lines that begin with `>` are events, those with `#` remarks, and the rest is the image that
+//! the event `image` shows. `UPDATE=1` rewrites the images.
+//!
+//! The events: `link INDEX MAC [attached]`, `local ADDRESS`, `subnet PREFIX on INDEX`,
+//! `neighbour ADDRESS on INDEX MAC`, `lost ADDRESS`, `health SERVICE BACKEND up|unknown|answers|silent`,
+//! `wait DURATION`, `sweep` (which finds no remembered flow) and `image`.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use foobar_lb::{
+    config,
+    health::{Report, Target},
+    model::{Down, Health},
+    neighbour::{Link, NextHop, View},
+    state::State,
+};
+use foobar_lb_ebpf::layout::Interface;
+
+const SEED: u64 = 1;
+const MTU: u32 = 1500;
+const GRACE: Duration = Duration::from_secs(1);
+
+#[test]
+fn images_are_as_expected() {
+    let update = env::var_os("UPDATE").is_some();
+    let configs = configs();
+    assert!(configs.len() > 10, "the stories are there");
+    let mut wrong = Vec::new();
+    for config in configs {
+        let path = config.with_extension("txt");
+        let expected =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let actual = tell(&config, &expected);
+        if update {
+            fs::write(&path, &actual).unwrap();
+        } else if expected != actual {
+            wrong.push(format!("{}:\n{actual}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "not as expected; UPDATE=1 accepts:\n\n{}", wrong.join("\n"));
+}
+
+fn configs() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut configs: Vec<PathBuf> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    configs.sort();
+    configs
+}
+
+/// The story told anew: its events and remarks as they are, its images as they come out.
+fn tell(config: &Path, story: &str) -> String {
+    let mut teller = Teller::new(config);
+    let mut told = String::new();
+    for line in story.lines().filter(|line| line.starts_with(['>', '#'])) {
+        told += &format!("{line}\n");
+        if let Some(event) = line.strip_prefix('>') {
+            let shown = teller.observe(event).unwrap_or_else(|| panic!("{}: {line}", config.display()));
+            told += &shown;
+        }
+    }
+    told
+}
+
+struct Teller {
+    state: State,
+    view: View,
+    now: Instant,
+}
+
+impl Teller {
+    fn new(config: &Path) -> Self {
+        let config = config::load(config).unwrap_or_else(|error| panic!("{error}"));
+        let state = State::new(config.services, SEED);
+        Self { state, view: View::default(), now: Instant::now() }
+    }
+
+    /// Takes in an event and returns what it shows; none if it cannot be read. The image is rendered after every
+    /// event, as the daemon does.
+    fn observe(&mut self, event: &str) -> Option<String> {
+        match event.split_whitespace().collect::<Vec<_>>()[..] {
+            ["link", index, mac, ref attached @ ..] => self.observe_link(index, mac, attached)?,
+            ["local", address] => drop(self.view.locals.insert(address.parse().ok()?)),
+            ["subnet", prefix, "on", index] => {
+                self.view.connected.push((prefix.parse().ok()?, index.parse().ok()?));
+            }
+            ["neighbour", address, "on", index, mac] => self.observe_neighbour(address, index, mac)?,
+            ["lost", address] => drop(self.view.next_hops.remove(&address.parse::<IpAddr>().ok()?)?),
+            ["health", service, backend, health] => self.observe_health(service, backend, health)?,
+            ["wait", duration] => self.now += humantime::parse_duration(duration).ok()?,
+            ["sweep"] => self.state.settle(&BTreeSet::new(), GRACE, self.now),
+            ["image"] => {}
+            _ => return None,
+        }
+        self.state.observe_network(self.view.clone());
+        let image = self.state.render(self.now);
+        Some(if event.trim() == "image" { image.to_string() } else { String::new() })
+    }
+
+    fn observe_link(&mut self, index: &str, mac: &str, attached: &[&str]) -> Option<()> {
+        let (index, mac) = (index.parse().ok()?, parse_mac(mac)?);
+        self.view
+            .links
+            .insert(index, Link { name: format!("eth{index}"), mac: Some(mac), up: true, mtu: MTU });
+        match attached {
+            [] => {}
+            ["attached"] => drop(self.state.attached.insert(index, Interface { mac, pad: [0; 2] })),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn observe_neighbour(&mut self, address: &str, index: &str, mac: &str) -> Option<()> {
+        let interface = index.parse().ok()?;
+        let source = self.view.links.get(&interface)?.mac?;
+        let next_hop = NextHop { interface, source, destination: parse_mac(mac)?, mtu: MTU };
+        self.view.next_hops.insert(address.parse().ok()?, next_hop);
+        Some(())
+    }
+
+    fn observe_health(&mut self, service: &str, backend: &str, health: &str) -> Option<()> {
+        let service = self.state.services.iter().find(|known| known.config.name == service)?;
+        let backend = service.backends.iter().find(|known| known.config.name == backend)?;
+        let target = Target { service: service.config.key, backend: backend.config.address };
+        let health = match health {
+            "up" => Health::Up,
+            "unknown" => Health::Unknown,
+            "answers" => Health::Down(Down::Answers),
+            "silent" => Health::Down(Down::Silent),
+            _ => return None,
+        };
+        let report = Report {
+            target,
+            health,
+            transition: None,
+            since: self.now,
+            transitions: 0,
+            inconclusive: 0,
+            reason: String::new(),
+            latency: None,
+        };
+        self.state.observe_health(report).map(|_| ())
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>().ok()?;
+    bytes.try_into().ok()
+}
