@@ -1,4 +1,5 @@
-//! Builds the XDP program that the daemon carries: `$OUT_DIR/foobar-lb-xdp`.
+//! Builds the XDP program that the daemon carries, `$OUT_DIR/foobar-lb-xdp`, and the one that the bench runs before
+//! it, `$OUT_DIR/foobar-lb-generator`.
 
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
@@ -8,14 +9,16 @@ use std::{env, fs};
 
 use toolchain::Toolchain;
 
-const WHAT_IT_IS_MADE_OF: &[&str] =
+const PROGRAMS: [&str; 2] = ["foobar-lb-xdp", "foobar-lb-generator"];
+
+const WHAT_THEY_ARE_MADE_OF: &[&str] =
     &["../foobar-lb-ebpf", "../xtask/src/toolchain.rs", "../Cargo.toml", "../Cargo.lock"];
 
 fn main() {
-    for path in WHAT_IT_IS_MADE_OF {
+    for path in WHAT_THEY_ARE_MADE_OF {
         println!("cargo::rerun-if-changed={path}");
     }
-    if let Err(error) = build_program() {
+    if let Err(error) = build_programs() {
         // Cargo shows one line for each of these, and fails.
         for line in error.lines() {
             println!("cargo::error={line}");
@@ -23,7 +26,7 @@ fn main() {
     }
 }
 
-fn build_program() -> Result<(), String> {
+fn build_programs() -> Result<(), String> {
     let out_dir =
         PathBuf::from(env::var_os("OUT_DIR").expect("cargo tells every build script its directory"));
     // Builds, checks and lints each have an OUT_DIR; what is four levels above is theirs in common, and the same
@@ -41,8 +44,10 @@ fn build_program() -> Result<(), String> {
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    let object = target_dir.join("bpfel-unknown-none/release/foobar-lb-xdp");
-    fs::copy(&object, out_dir.join("foobar-lb-xdp"))
-        .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+    for program in PROGRAMS {
+        let object = target_dir.join("bpfel-unknown-none/release").join(program);
+        fs::copy(&object, out_dir.join(program))
+            .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+    }
     Ok(())
 }

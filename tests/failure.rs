@@ -48,6 +48,20 @@ fn a_killed_server_is_left_out_until_it_returns() -> Result<()> {
 }
 
 #[test]
+fn a_killed_udp_server_gets_no_new_flows() -> Result<()> {
+    let network = Network::new("failure-killed-udp", Arms::Two)?;
+    let [web1, _web2] = start_pair(&network)?;
+    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
+    drop(web1);
+    balancer.wait_until_down("web1")?;
+    for family in Family::BOTH {
+        let served = serve_flows(&network, family, Protocol::Udp).context("during the transition")?;
+        ensure!(served.iter().eq(["web2"]), "{family:?}: new flows went to {served:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_changed_mac_is_followed() -> Result<()> {
     let network = Network::new("failure-mac", Arms::Two)?;
     let _echoes = start_pair(&network)?;

@@ -81,6 +81,8 @@ impl Pair {
         {
             veth(balancer, "eth0", &front, port)?;
             veth(balancer, "eth1", &back, port)?;
+            lab.pass_xdp(&front, port)?;
+            lab.pass_xdp(&back, port)?;
             add_addresses(balancer, "eth0", ahead)?;
             add_addresses(balancer, "eth1", behind)?;
             balancer.enable_forwarding()?;

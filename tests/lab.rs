@@ -6,11 +6,13 @@
 //! and what is then asked of it, is left to its users.
 
 mod process;
+mod xdp_pass;
 
 pub use process::{Process, wait_for, wait_until};
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,6 +51,8 @@ pub struct Lab {
     prefix: String,
     directory: PathBuf,
     namespaces: Mutex<Vec<String>>,
+    /// They keep XDP programs attached.
+    links: Mutex<Vec<OwnedFd>>,
 }
 
 impl Lab {
@@ -60,7 +64,12 @@ impl Lab {
         let directory = Path::new(DIRECTORIES).join(prefix);
         fs::create_dir_all(DIRECTORIES).with_context(|| format!("cannot make {DIRECTORIES}"))?;
         fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        Ok(Self { prefix: prefix.to_owned(), directory, namespaces: Mutex::default() })
+        Ok(Self {
+            prefix: prefix.to_owned(),
+            directory,
+            namespaces: Mutex::default(),
+            links: Mutex::default(),
+        })
     }
 
     /// Where this lab's logs, sockets and configuration files go.
@@ -76,7 +85,7 @@ impl Lab {
     pub fn namespace(&self, name: &str) -> Result<Namespace> {
         let full_name = format!("{}-{name}", self.prefix);
         run(Command::new("ip").args(["netns", "add", &full_name]))?;
-        self.names().push(full_name.clone());
+        lock(&self.namespaces).push(full_name.clone());
         let namespace = Namespace { name: Some(full_name), directory: self.directory.clone() };
         for (key, value) in SYSCTLS {
             namespace.set_sysctl(key, value)?;
@@ -91,17 +100,25 @@ impl Lab {
         Namespace { name: None, directory: self.directory.clone() }
     }
 
+    /// Has an interface run an XDP program that passes everything. The veth peers of a balancer need it: what
+    /// a veth sends back by XDP_TX waits at the other end until something else wakes that up, unless an XDP
+    /// program runs there; when 256 frames wait, nothing gets through any more.
+    ///
+    /// # Errors
+    /// If the program cannot be loaded or attached.
+    pub fn pass_xdp(&self, namespace: &Namespace, interface: &str) -> Result<()> {
+        let link = namespace.enter(|| xdp_pass::attach(interface))?;
+        let link = link.with_context(|| format!("no XDP program for {interface} of {}", namespace.name()))?;
+        lock(&self.links).push(link);
+        Ok(())
+    }
+
     fn remove(&self) -> Result<()> {
-        for name in self.names().drain(..) {
+        for name in lock(&self.namespaces).drain(..) {
             run(Command::new("ip").args(["netns", "delete", &name]))?;
         }
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("cannot remove {}", self.directory.display()))
-    }
-
-    fn names(&self) -> MutexGuard<'_, Vec<String>> {
-        // A list of names is whole at any moment, also where its last user panicked.
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -293,6 +310,11 @@ pub fn veth(a: &Namespace, a_interface: &str, b: &Namespace, b_interface: &str) 
 fn fit_for_xdp(namespace: &Namespace, interface: &str) -> Result<()> {
     let features = ["tx", "off", "tso", "off", "gso", "off", "gro", "on"];
     namespace.run(["ethtool", "-K", interface].into_iter().chain(features)).map(drop)
+}
+
+/// Lists are whole at any moment, also where their last user panicked.
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sysctl_path(key: &str) -> PathBuf {

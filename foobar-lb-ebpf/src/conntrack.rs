@@ -8,7 +8,7 @@
 use crate::{
     balance::Tables,
     flow::Kind,
-    layout::{Entry, FlowKey, Remembered, Service, Slot, TRACES, backend_flag, entry_state},
+    layout::{Entry, FlowKey, NO_BACKEND, Remembered, Service, Slot, TRACES, backend_flag, entry_state},
     reason::Reason,
 };
 
@@ -27,12 +27,12 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, ser
         (Kind::Error { .. } | Kind::Opaque, None) if moving => slot.previous,
         (Kind::Error { .. } | Kind::Opaque, None) => slot.owner,
         (Kind::Start, Some(backend)) => backend,
+        (Kind::Start, None) if moving && slot.owner != NO_BACKEND => {
+            remember(tables, flow, slot.owner, now);
+            slot.owner
+        }
         (Kind::Start, None) => {
-            if moving {
-                remember(tables, flow, slot.owner, now);
-            } else {
-                tables.forget(flow);
-            }
+            tables.forget(flow);
             slot.owner
         }
         (Kind::Ongoing | Kind::Closing, Some(backend)) => {

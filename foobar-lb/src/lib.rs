@@ -20,3 +20,4 @@ pub mod state;
 pub mod status;
 pub mod sweep;
 pub mod sysctl;
+pub mod twin;

@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     neighbour::{self, Interface},
     seed,
-    sysctl::{self, Requirement, Sysctls},
+    sysctl::{self, Families, NoRedirects, Requirement, Sysctls},
 };
 
 /// What the operator asked of `attach`.
@@ -132,6 +132,8 @@ pub fn prepare_state(config: &Config) -> Result<u64, Error> {
 /// The kernel settings that this process has changed; restored when dropped.
 pub struct Settings {
     saved: PathBuf,
+    #[expect(dead_code, reason = "the rule is in force as long as this is held")]
+    no_redirects: Option<NoRedirects>,
 }
 
 /// The file that keeps the old kernel settings.
@@ -144,12 +146,14 @@ impl Settings {
     /// or refuses where nothing would work.
     pub fn apply(config: &Config, options: &Options, locals: &[IpAddr]) -> Result<Self, Error> {
         let sysctls = Sysctls::default();
-        let settings = Self { saved: saved_settings(&config.daemon.state_path) };
+        let mut settings = Self { saved: saved_settings(&config.daemon.state_path), no_redirects: None };
         // What an earlier run left behind by a crash.
         sysctls.restore(&settings.saved)?;
         let vips = config.services.iter().map(|service| service.key.address.ip());
-        let local_vip = vips.clone().any(|vip| vip.is_ipv4() && locals.contains(&vip));
-        let families = vips.collect();
+        // A VIP that others move, as keepalived does, may become an address of this machine at any time.
+        let may_move_here = config.services.iter().any(|service| !service.announce) && options.set_sysctls;
+        let local_vip = may_move_here || vips.clone().any(|vip| locals.contains(&vip));
+        let families: Families = vips.collect();
         let mut wanted = sysctls.redirects(&options.interfaces)?;
         let missing = sysctls.needed(&options.interfaces, families, local_vip)?;
         if options.set_sysctls {
@@ -160,11 +164,26 @@ impl Settings {
             missing.iter().for_each(|requirement| warn!("missing kernel setting: {requirement}"));
         }
         sysctls.set(&wanted, &settings.saved)?;
+        if families.v6 {
+            settings.no_redirects = forbid_ipv6_redirects();
+        }
         for chain in sysctl::dropping_forward_chains(families)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
         }
         Ok(settings)
     }
+}
+
+fn forbid_ipv6_redirects() -> Option<NoRedirects> {
+    NoRedirects::enforce()
+        .inspect_err(|error| {
+            warn!(
+                "IPv6 redirects are not kept from backends: {}; where backends and clients share an interface, \
+                 set net.ipv6.conf.all.accept_redirects=0 on the backends",
+                chain(error)
+            );
+        })
+        .ok()
 }
 
 impl Drop for Settings {

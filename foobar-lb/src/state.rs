@@ -19,7 +19,7 @@ use crate::{
     health::{self, Report},
     image::{DirectPrefix, Image, address, endpoint},
     maglev::{self, Member},
-    model::{self, Down, Eligibility, Health, WhenEmpty, eligibility},
+    model::{self, Down, Eligibility, Health, Protocol, WhenEmpty, eligibility},
     neighbour::{self, View},
     slots::Table,
 };
@@ -103,10 +103,13 @@ impl Service {
     /// fail open, every backend with a weight is taken.
     pub fn standings(&self) -> Vec<Standing> {
         let own = |backend: &Backend| backend.eligibility(self.cold_start);
+        let udp = self.config.key.protocol == Protocol::Udp;
         let fail_open = self.config.when_empty == WhenEmpty::FailOpen
             && !self.backends.iter().any(|backend| own(backend).new_flows);
         let standing = |backend: &Backend| {
             let Eligibility { new_flows, serves } = own(backend);
+            // No kernel ends the UDP flows of a server that is gone.
+            let serves = serves && !(udp && matches!(backend.health(), Health::Down(_)));
             let taken = fail_open && backend.config.weight > 0 && backend.next_hop.is_some();
             Standing { eligible: new_flows || taken, serves: serves || taken }
         };

@@ -4,6 +4,7 @@
 
 mod forward_policy;
 mod record;
+mod redirects;
 
 use std::{
     fmt, fs, io,
@@ -11,8 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::forward_policy::dropping_forward_chains;
 use self::record::{Change, Record};
+pub use self::{forward_policy::dropping_forward_chains, redirects::NoRedirects};
 
 /// Writing this one overwrites the value of every interface.
 const ALL_IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
@@ -24,7 +25,7 @@ const WHY_ACCEPT_RA: &str = "IPv6 forwarding makes this machine ignore router ad
     default route if that came by them, unless accept_ra is 2";
 const WHY_RP_FILTER: &str = "strict reverse path filtering (1 here or for all) drops replies that the kernel \
     is to deliver, because they come from a backend's side with the VIP as source";
-const WHY_ACCEPT_LOCAL: &str = "the VIP is an address of this machine, and the kernel drops replies from it \
+const WHY_ACCEPT_LOCAL: &str = "where a VIP is an address of this machine, the kernel drops replies from it \
     that come in from outside";
 const WHY_REDIRECTS: &str = "ICMP redirects would teach backends a way to clients past the balancer";
 
@@ -158,10 +159,8 @@ impl Sysctls {
         Self { root: root.into() }
     }
 
-    /// The ICMP redirects that must be off whenever a data path is attached. Only IPv4 has such a setting: a
-    /// kernel that forwards IPv6 out of the interface a packet came by always sends redirects. There it
-    /// matters only for packets left to the kernel, and only a packet filter can stop them
-    /// (`nft add rule inet filter output icmpv6 type nd-redirect drop`).
+    /// The ICMP redirects that must be off whenever a data path is attached. Only IPv4 has such a setting; for
+    /// IPv6 see [`NoRedirects`].
     ///
     /// # Errors
     /// When a setting cannot be read.

@@ -2,9 +2,10 @@
 //! story, `NAME.txt`: its lines that begin with `>` are events, those with `#` remarks, and the rest is the image that
 //! the event `image` shows. `UPDATE=1` rewrites the images.
 //!
-//! The events: `link INDEX MAC [attached]`, `local ADDRESS`, `subnet PREFIX on INDEX`,
-//! `neighbour ADDRESS on INDEX MAC`, `lost ADDRESS`, `health SERVICE BACKEND up|unknown|answers|silent`,
-//! `wait DURATION`, `sweep` (which finds no remembered flow) and `image`.
+//! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`,
+//! `local ADDRESS`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC`, `lost ADDRESS`. Of the backends:
+//! `health SERVICE BACKEND up|unknown|answers|silent`. Of time: `wait DURATION`, `sweep`, which finds no remembered
+//! flow, and `settle`, after which all moves are over and swept.
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +18,7 @@ use std::{
 use foobar_lb::{
     config,
     health::{Report, Target},
+    image::Image,
     model::{Down, Health},
     neighbour::{Link, NextHop, View},
     state::State,
@@ -26,6 +28,7 @@ use foobar_lb_ebpf::layout::Interface;
 const SEED: u64 = 1;
 const MTU: u32 = 1500;
 const GRACE: Duration = Duration::from_secs(1);
+const LONGEST_TRANSITION: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[test]
 fn images_are_as_expected() {
@@ -85,10 +88,28 @@ impl Teller {
         Self { state, view: View::default(), now: Instant::now() }
     }
 
-    /// Takes in an event and returns what it shows; none if it cannot be read. The image is rendered after every
-    /// event, as the daemon does.
+    /// Takes in an event and returns what it shows; none if it cannot be read.
     fn observe(&mut self, event: &str) -> Option<String> {
         match event.split_whitespace().collect::<Vec<_>>()[..] {
+            ["health", service, backend, health] => self.observe_health(service, backend, health)?,
+            ["wait", duration] => self.now += humantime::parse_duration(duration).ok()?,
+            ["sweep"] => self.sweep(),
+            ["settle"] => self.settle(),
+            ["image"] => return Some(self.render().to_string()),
+            ref network => return self.observe_network(network).map(|()| String::new()),
+        }
+        self.render();
+        Some(String::new())
+    }
+
+    /// The daemon too renders after every event.
+    fn render(&mut self) -> Image {
+        self.state.observe_network(self.view.clone());
+        self.state.render(self.now)
+    }
+
+    fn observe_network(&mut self, event: &[&str]) -> Option<()> {
+        match *event {
             ["link", index, mac, ref attached @ ..] => self.observe_link(index, mac, attached)?,
             ["local", address] => drop(self.view.locals.insert(address.parse().ok()?)),
             ["subnet", prefix, "on", index] => {
@@ -96,15 +117,20 @@ impl Teller {
             }
             ["neighbour", address, "on", index, mac] => self.observe_neighbour(address, index, mac)?,
             ["lost", address] => drop(self.view.next_hops.remove(&address.parse::<IpAddr>().ok()?)?),
-            ["health", service, backend, health] => self.observe_health(service, backend, health)?,
-            ["wait", duration] => self.now += humantime::parse_duration(duration).ok()?,
-            ["sweep"] => self.state.settle(&BTreeSet::new(), GRACE, self.now),
-            ["image"] => {}
             _ => return None,
         }
-        self.state.observe_network(self.view.clone());
-        let image = self.state.render(self.now);
-        Some(if event.trim() == "image" { image.to_string() } else { String::new() })
+        Some(())
+    }
+
+    fn sweep(&mut self) {
+        self.state.settle(&BTreeSet::new(), GRACE, self.now);
+    }
+
+    fn settle(&mut self) {
+        self.now += LONGEST_TRANSITION;
+        self.render();
+        self.now += GRACE;
+        self.sweep();
     }
 
     fn observe_link(&mut self, index: &str, mac: &str, attached: &[&str]) -> Option<()> {
@@ -149,6 +175,7 @@ impl Teller {
             reason: String::new(),
             latency: None,
         };
+        self.render();
         self.state.observe_health(report).map(|_| ())
     }
 }

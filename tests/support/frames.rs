@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{
-    Ethernet2Header, NetHeaders, PacketBuilder, PacketBuilderStep, PacketHeaders, TransportHeader,
+    Ethernet2Header, NetHeaders, PacketBuilder, PacketBuilderStep, PacketHeaders, SlicedPacket,
+    TransportHeader, TransportSlice,
 };
 use lab::Namespace;
 
@@ -106,4 +107,15 @@ fn check_frame(frame: &[u8]) -> Result<()> {
     }
     ensure!(transport == right, "wrong checksum: {transport:?}, it should be {right:?}");
     Ok(())
+}
+
+/// Whether the frame is an ICMP redirect of either family (RFC 792; RFC 4861 section 4.5).
+pub fn is_redirect(frame: &[u8]) -> bool {
+    const REDIRECT: u8 = 5;
+    const REDIRECT_V6: u8 = 137;
+    match SlicedPacket::from_ethernet(frame).ok().and_then(|packet| packet.transport) {
+        Some(TransportSlice::Icmpv4(icmp)) => icmp.type_u8() == REDIRECT,
+        Some(TransportSlice::Icmpv6(icmp)) => icmp.type_u8() == REDIRECT_V6,
+        _ => false,
+    }
 }

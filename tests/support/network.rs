@@ -127,6 +127,7 @@ impl Network {
 
     fn connect(&self) -> Result<()> {
         veth(&self.balancer, self.backend_interface(), &self.switch, "balancer")?;
+        self.lab.pass_xdp(&self.switch, "balancer")?;
         add_addresses(&self.balancer, self.backend_interface(), BACKEND_GATEWAY)?;
         self.balancer.enable_forwarding()?;
         veth(&self.web1, "eth0", &self.switch, "web1")?;
@@ -141,6 +142,7 @@ impl Network {
             None => &self.balancer,
         };
         veth(&self.client, "eth0", gateway, "eth0")?;
+        self.lab.pass_xdp(&self.client, "eth0")?;
         add_addresses(&self.client, "eth0", CLIENT)?;
         add_addresses(gateway, "eth0", CLIENT_GATEWAY)?;
         add_default_routes(&self.client, CLIENT_GATEWAY)

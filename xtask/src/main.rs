@@ -11,8 +11,9 @@ mod test;
 mod tidy;
 mod toolchain;
 
+use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -53,7 +54,7 @@ enum Task {
         /// Runs this ring alone.
         ring: Option<test::Ring>,
     },
-    /// Measures.
+    /// Measures how fast it is.
     Bench {
         #[command(subcommand)]
         subject: bench::Subject,
@@ -102,6 +103,8 @@ fn prepared(task: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
 
 /// The directory of the workspace.
 fn workspace() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // As `cargo run` tells it: two checkouts that share a target directory share this executable too.
+    let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let package = PathBuf::from(package);
     package.parent().expect("the package is a directory of the workspace").to_owned()
 }

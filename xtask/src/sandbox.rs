@@ -50,16 +50,20 @@ pub fn root_command(program: &str) -> Command {
     command
 }
 
-/// Runs a command to its end and lets it alone answer a Ctrl-C, so that it can tidy up first.
+/// Runs a command to its end, [`uninterrupted`].
 pub fn wait(command: &mut Command) -> Result<ExitStatus> {
-    ignore_interrupts()?;
-    command.status().with_context(|| format!("cannot run {command:?}"))
+    let status = uninterrupted(|| command.status())?;
+    status.with_context(|| format!("cannot run {command:?}"))
 }
 
-/// From here on this process outlives a Ctrl-C; the children it starts do not.
-pub fn ignore_interrupts() -> Result<()> {
-    // Blocked rather than ignored: a child would inherit the latter, while Rust unblocks signals in it.
-    SigSet::from(Signal::SIGINT).thread_block().context("cannot block SIGINT")
+/// Lets what runs in a sandbox alone answer a Ctrl-C, so that it can tidy up first: this process follows it only
+/// when `work` is done.
+pub fn uninterrupted<T>(work: impl FnOnce() -> T) -> Result<T> {
+    let interrupt = SigSet::from(Signal::SIGINT);
+    interrupt.thread_block().context("cannot block SIGINT")?;
+    let done = work();
+    interrupt.thread_unblock().context("cannot unblock SIGINT")?;
+    Ok(done)
 }
 
 /// The first process of a sandbox: furnishes it, runs the command, and returns its exit code.
@@ -67,6 +71,8 @@ pub fn run_inside(words: &[OsString]) -> Result<ExitCode> {
     // Anywhere else the mounts would be the machine's.
     ensure!(getpid() == Pid::from_raw(1), "this is not the first process of a sandbox");
     furnish().context("cannot furnish the sandbox")?;
+    // The first process is deaf to it, but the command would inherit the mask of `uninterrupted`.
+    SigSet::from(Signal::SIGINT).thread_unblock().context("cannot unblock SIGINT")?;
     let (program, arguments) = words.split_first().context("an empty command")?;
     let child = Command::new(program)
         .args(arguments)

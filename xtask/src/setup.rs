@@ -19,7 +19,6 @@ struct Tool {
 }
 
 const TOOLS: &[Tool] = &[
-    Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "ip", package: "iproute2" },

@@ -124,8 +124,7 @@ fn test_in_sandbox(
     let mut command: Command = sandbox::command(executable, Network::Private)?;
     command.args(arguments).envs(environment.iter().copied());
     command.current_dir(workspace().join(directory));
-    sandbox::ignore_interrupts()?;
-    Tally::of(&mut command)
+    sandbox::uninterrupted(|| Tally::of(&mut command))?
 }
 
 fn print_summary(rings: &[Ring], outcomes: &[Outcome], may_skip: bool) {

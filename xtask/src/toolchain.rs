@@ -52,7 +52,7 @@ impl Toolchain {
         read_llvm(&self.ask("rustc", &["--version", "--verbose"])?)
     }
 
-    /// `cargo SUBCOMMAND` for the XDP program alone: an optimised object for BPF, with types for the kernel.
+    /// `cargo SUBCOMMAND` for the XDP programs alone: optimised objects for BPF, with types for the kernel.
     /// To be run in a directory of the workspace.
     pub fn cargo(self, subcommand: &str) -> Command {
         // What cargo tells a build script or `cargo clippy` its children is about another compiler.
@@ -62,7 +62,7 @@ impl Toolchain {
         let flags = [&arch, "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"];
         let mut command = self.command("cargo");
         command
-            .args([subcommand, "--package=foobar-lb-ebpf", "--bin=foobar-lb-xdp", "--release"])
+            .args([subcommand, "--package=foobar-lb-ebpf", "--bins", "--release"])
             .args(["--target=bpfel-unknown-none", "-Zbuild-std=core"])
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             // Lets a stable compiler build `core`; nightly may anyway.
