@@ -26,8 +26,8 @@ use crate::{
     image::{DirectPrefix, Image},
 };
 
-/// The kernel's way to the clients of a prefix, see [`Tables::route`].
-pub type Route = (IpNet, Result<Option<NextHop>, Reason>);
+/// The kernel's way to the clients of a prefix, see [`Tables::route`]; interface 0: a neighbour is to be resolved.
+pub type Route = (IpNet, Result<NextHop, Reason>);
 
 /// The data path on the host.
 pub struct Twin {
@@ -77,14 +77,17 @@ impl Twin {
 
     /// All remembered flows.
     pub fn remembered(&self) -> Vec<RememberedFlow> {
-        [&self.half_open, &self.established, &self.adopted].into_iter().flat_map(Flows::list).collect()
+        self.flows().into_iter().flat_map(Flows::list).collect()
     }
 
     /// Remembers a flow as if its packets had been seen; false where there is no room.
     pub fn remember(&self, flow: &RememberedFlow) -> bool {
-        let flows = [&self.half_open, &self.established, &self.adopted];
-        let flows = flows.into_iter().find(|flows| flows.map == flow.map);
+        let flows = self.flows().into_iter().find(|flows| flows.map == flow.map);
         flows.is_some_and(|flows| flows.insert(&flow.flow, Entry::new(flow.remembered, flow.seen)))
+    }
+
+    fn flows(&self) -> [&Flows; 3] {
+        [&self.half_open, &self.established, &self.adopted]
     }
 }
 
@@ -127,9 +130,10 @@ impl Tables for Twin {
         let client = Ipv6Addr::from(parsed.flow.destination.address.0).to_canonical();
         let known = self.routes.iter().filter(|(prefix, _)| prefix.contains(&client));
         let (_, route) = known.max_by_key(|(prefix, _)| prefix.prefix_len()).ok_or(Reason::NoRoute)?;
-        match (*route)? {
-            Some(hop) if u32::from(parsed.ip.length) <= hop.mtu => Ok(Some(hop)),
-            Some(_) if !parsed.ip.may_fragment => Err(Reason::ReplyTooBig),
+        let hop = (*route)?;
+        match u32::from(parsed.ip.length) <= hop.mtu {
+            true if hop.interface != 0 => Ok(Some(hop)),
+            false if !parsed.ip.may_fragment => Err(Reason::ReplyTooBig),
             _ => Ok(None),
         }
     }
@@ -167,7 +171,9 @@ impl Tables for Twin {
     }
 
     fn forget(&self, flow: &FlowKey) {
-        [&self.half_open, &self.established, &self.adopted].map(|flows| flows.forget(flow));
+        for flows in self.flows() {
+            flows.forget(flow);
+        }
     }
 
     fn count(&self, reason: Reason, bytes: u64) {

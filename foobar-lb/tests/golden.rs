@@ -42,7 +42,7 @@ fn images_are_as_expected() {
             fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let actual = tell(&config, &expected);
         if update {
-            fs::write(&path, &actual).unwrap();
+            fs::write(&path, &actual).expect("the story can be rewritten");
         } else if expected != actual {
             wrong.push(format!("{}:\n{actual}", path.display()));
         }
@@ -53,8 +53,8 @@ fn images_are_as_expected() {
 fn configs() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut configs: Vec<PathBuf> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+        .expect("the directory is there")
+        .map(|entry| entry.expect("it can be read").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     configs.sort();
