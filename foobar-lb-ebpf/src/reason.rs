@@ -72,7 +72,7 @@ reasons! {
     ToBalancer = "to_balancer" => Pass,
     /// From a backend to a client listed in `direct`.
     DirectClient = "direct_client" => Pass,
-    /// A connection that a backend opens from its service port: not a reply, so not rewritten.
+    /// A SYN that a backend sends from its service port. The connection fails: what follows looks like replies.
     OpenedByBackend = "opened_by_backend" => Pass,
     /// A reply larger than the way to the client: the kernel tells the backend (RFC 1191, RFC 8201).
     ReplyTooBig = "reply_too_big" => Pass,

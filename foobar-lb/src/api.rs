@@ -212,14 +212,18 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Serves the API until it is dropped. To be called once.
-    pub fn serve(&mut self, events: mpsc::Sender<Event>) -> impl Future<Output = io::Result<()>> + use<> {
+    /// Serves the API until `end`, and then until the requests under way are answered. To be called once.
+    pub fn serve<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        events: mpsc::Sender<Event>,
+        end: F,
+    ) -> impl Future<Output = io::Result<()>> + use<F> {
         let listener = self.listener.take().expect("a socket is served once");
         let routes = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/detach", post(detach))
             .with_state(events);
-        async move { axum::serve(listener, routes).await }
+        async move { axum::serve(listener, routes).with_graceful_shutdown(end).await }
     }
 }
 

@@ -38,6 +38,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// hop is known.
 const NEIGHBOURS: Duration = Duration::from_secs(1);
 
+/// How long the end waits until the last requests are answered.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Whatever changes what should be, or asks what is.
 #[derive(Debug)]
 pub enum Event {
@@ -111,7 +114,9 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     if let Some(log) = bpf.follow_log() {
         tasks.spawn(log);
     }
-    tasks.spawn(report_end("the API", socket.serve(sender)));
+    let (end, ended) = oneshot::channel::<()>();
+    let serving = socket.serve(sender, async { drop(ended.await) });
+    let api = tokio::spawn(report_end("the API", serving));
     warn_of_unattached(&daemon.state);
     info!(services = config.services.len(), "balancing");
 
@@ -123,6 +128,11 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     info!("detaching");
     drop(bpf);
     drop(settings);
+    // Whoever asked for the end is told that it has come.
+    drop(end);
+    if timeout(LAST_ANSWERS, api).await.is_err() {
+        debug!("a request is left without an answer");
+    }
     Ok(())
 }
 

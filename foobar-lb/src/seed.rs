@@ -2,7 +2,9 @@
 //! a restart sends every flow where it went before.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -40,7 +42,7 @@ pub fn load_or_make(state_path: &Path) -> Result<u64, Error> {
             let seed = rand::random();
             // Written aside and renamed: a crash leaves a whole file or none.
             let aside = path.with_extension("new");
-            fs::write(&aside, format!("{seed:016x}\n")).map_err(failed)?;
+            write_secret(&aside, &format!("{seed:016x}\n")).map_err(failed)?;
             fs::rename(&aside, &path).map_err(failed)?;
             Ok(seed)
         }
@@ -48,8 +50,16 @@ pub fn load_or_make(state_path: &Path) -> Result<u64, Error> {
     }
 }
 
+/// Who knows the seed can aim flows at one backend.
+fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -57,6 +67,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let seed = load_or_make(directory.path()).unwrap();
         assert_eq!(load_or_make(directory.path()).unwrap(), seed);
+        let metadata = fs::metadata(directory.path().join("seed")).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub fn prepare_state(config: &Config) -> Result<u64, Error> {
 /// The kernel settings that this process has changed; restored when dropped.
 pub struct Settings {
     saved: PathBuf,
-    #[expect(dead_code, reason = "the rule is in force as long as this is held")]
+    /// The rule is in force as long as this is held.
     no_redirects: Option<NoRedirects>,
 }
 
@@ -200,35 +200,43 @@ pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
     Ok(Bpf::load(capacities, seed)?)
 }
 
-/// Attaches to all interfaces or to none.
+/// Attaches to all interfaces or to none. Without a chosen mode all are native or all generic, because what one
+/// interface receives in the driver cannot be sent by the driver of one that has no XDP.
 pub fn attach(
     bpf: &mut Bpf,
     interfaces: &[(String, Interface)],
     mode: Option<Mode>,
 ) -> Result<BTreeMap<u32, Link>, Error> {
-    let mut links = BTreeMap::new();
-    for (name, interface) in interfaces {
-        let link = attach_one(bpf, name, interface.index, mode)?;
-        info!(interface = %name, mode = %link.mode, "attached");
-        links.insert(interface.index, link);
+    let links = match mode {
+        Some(mode) => attach_all(bpf, interfaces, mode)?,
+        None => attach_all(bpf, interfaces, Mode::Native).or_else(|error| {
+            let links = attach_all(bpf, interfaces, Mode::Generic)?;
+            warn!("attached in generic mode, which is slower: {}", chain(&error));
+            Ok::<_, bpf::Error>(links)
+        })?,
+    };
+    for link in links.values() {
+        info!(interface = %link.interface, mode = %link.mode, "attached");
     }
     Ok(links)
 }
 
-fn attach_one(bpf: &mut Bpf, name: &str, index: u32, mode: Option<Mode>) -> Result<Link, bpf::Error> {
-    match mode {
-        Some(mode) => bpf.attach(name, index, mode),
-        None => bpf.attach(name, index, Mode::Native).or_else(|error| {
-            let link = bpf.attach(name, index, Mode::Generic)?;
-            warn!(
-                interface = %name,
-                "attached in generic mode, which is slower: native mode is not to be had: {}; \
-                 turn GRO off, or packets that it merged are dropped: ethtool -K {name} gro off",
-                chain(&error)
-            );
-            Ok(link)
-        }),
+fn attach_all(
+    bpf: &mut Bpf,
+    interfaces: &[(String, Interface)],
+    mode: Mode,
+) -> Result<BTreeMap<u32, Link>, bpf::Error> {
+    let mut links = BTreeMap::new();
+    for (name, interface) in interfaces {
+        match bpf.attach(name, interface.index, mode) {
+            Ok(link) => drop(links.insert(interface.index, link)),
+            Err(error) => {
+                links.into_values().try_for_each(|link| bpf.detach(link))?;
+                return Err(error);
+            }
+        }
     }
+    Ok(links)
 }
 
 /// An error and its causes in one line.

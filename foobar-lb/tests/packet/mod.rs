@@ -1,0 +1,257 @@
+//! The packet table: what arrives, what the maps hold, and what the data path has to make of it. Each ring runs the
+//! same rows on its own build of the data path, see [`DataPath`].
+
+pub mod frame;
+pub mod noise;
+mod rows;
+pub mod world;
+
+use std::{fmt::Write, time::Duration};
+
+use foobar_lb::{bpf::RememberedFlow, image::Image};
+use foobar_lb_ebpf::{
+    headers::Side,
+    layout::{Count, Endpoint, FlowKey, Remembered, TCP, Traffic, entry_state, mapped, name},
+    reason::{Action, Reason, Verdict},
+};
+
+pub use self::rows::all;
+
+/// A build of the data path.
+pub trait DataPath {
+    /// Puts these in the maps, and no remembered flow.
+    fn load(&mut self, image: &Image);
+    /// Nanoseconds of its clock.
+    fn now(&self) -> u64;
+    /// Remembers a flow; false where there is no room.
+    fn remember(&mut self, flow: &RememberedFlow) -> bool;
+    /// Hands it a frame that arrived on the interface with this index.
+    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict;
+    /// All remembered flows, in any order.
+    fn remembered(&self) -> Vec<RememberedFlow>;
+    /// How often each reason occurred.
+    fn reasons(&self) -> Vec<(Reason, Count)>;
+    /// What a backend was sent and sent back.
+    fn traffic(&self, backend: u32) -> Traffic;
+}
+
+/// A line of the table.
+#[derive(Clone)]
+pub struct Row {
+    pub name: String,
+    pub image: Image,
+    pub ingress: u32,
+    pub frame: Vec<u8>,
+    /// Remembered before.
+    known: Vec<Memory>,
+    /// Has no room left.
+    full: Option<&'static str>,
+    verdict: Verdict,
+    out: Vec<u8>,
+    pub reasons: Vec<Reason>,
+    traffic: Option<(u32, Side)>,
+    /// Remembered afterwards.
+    remembered: Vec<Memory>,
+}
+
+/// A remembered flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub map: &'static str,
+    pub flow: FlowKey,
+    pub backend: u32,
+    pub closing: bool,
+    /// How long the flow has been silent.
+    pub age: Duration,
+}
+
+impl Row {
+    /// The frame goes on as it is.
+    pub fn passes(name: impl Into<String>, image: Image, ingress: u32, frame: Vec<u8>, why: Reason) -> Self {
+        Self {
+            name: name.into(),
+            image,
+            ingress,
+            out: frame.clone(),
+            frame,
+            known: vec![],
+            full: None,
+            verdict: Verdict::Pass,
+            reasons: vec![why],
+            traffic: None,
+            remembered: vec![],
+        }
+    }
+
+    /// The frame is dropped.
+    pub fn drops(name: impl Into<String>, image: Image, ingress: u32, frame: Vec<u8>, why: Reason) -> Self {
+        Self { verdict: Verdict::Drop, ..Self::passes(name, image, ingress, frame, why) }
+    }
+
+    /// The frame goes on to, or from, a backend.
+    pub fn translates(
+        name: impl Into<String>,
+        image: Image,
+        ingress: u32,
+        frame: Vec<u8>,
+        out: Vec<u8>,
+        verdict: Verdict,
+        traffic: (u32, Side),
+    ) -> Self {
+        let reasons = if verdict == Verdict::Pass { vec![Reason::HandedToKernel] } else { vec![] };
+        let row = Self::passes(name, image, ingress, frame, Reason::HandedToKernel);
+        Self { out, verdict, reasons, traffic: Some(traffic), ..row }
+    }
+
+    /// The frame is answered.
+    pub fn answers(name: impl Into<String>, image: Image, ingress: u32, frame: Vec<u8>, out: Vec<u8>) -> Self {
+        let row = Self::passes(name, image, ingress, frame, Reason::Announced);
+        Self { out, verdict: Verdict::Transmit, ..row }
+    }
+
+    /// Something else is counted too.
+    pub fn remarking(mut self, reason: Reason) -> Self {
+        self.reasons.push(reason);
+        self
+    }
+
+    /// A flow is remembered already.
+    pub fn knowing(mut self, memory: Memory) -> Self {
+        self.known.push(memory);
+        self
+    }
+
+    /// A map has no room left.
+    pub fn full(self, map: &'static str) -> Self {
+        Self { full: Some(map), ..self }
+    }
+
+    /// A flow is remembered afterwards.
+    pub fn remembering(mut self, memory: Memory) -> Self {
+        self.remembered.push(memory);
+        self
+    }
+
+    /// Runs the row and tells what is not as expected.
+    pub fn check(&self, path: &mut impl DataPath) -> Result<(), String> {
+        path.load(&self.image);
+        let before = path.now();
+        self.prepare(path, before);
+        let (reasons, traffic) = (path.reasons(), self.read_traffic(path));
+        let mut frame = self.frame.clone();
+        let verdict = path.run(&mut frame, self.ingress);
+        let mut wrong = String::new();
+        let mut expect = |what: &str, expected: String, actual: String| {
+            if expected != actual {
+                writeln!(wrong, "{}: {what}\n  expected {expected}\n  actual   {actual}", self.name).unwrap();
+            }
+        };
+        expect("verdict", format!("{:?}", self.verdict), format!("{verdict:?}"));
+        expect("frame", hex(&self.out), hex(&frame));
+        let counted = increase(&reasons, &path.reasons());
+        expect("reasons", format!("{:?}", self.expected_counts()), format!("{counted:?}"));
+        expect("traffic", format!("{:?}", self.expected_traffic()), {
+            let after = self.read_traffic(path);
+            format!("{:?}", traffic.iter().zip(after).map(|(a, b)| carried(a, &b)).collect::<Vec<_>>())
+        });
+        let mut expected = self.remembered.clone();
+        let mut actual = memories(path, before);
+        expected.sort_by_key(|memory| (memory.map, memory.flow));
+        actual.sort_by_key(|memory| (memory.map, memory.flow));
+        expect("remembered flows", format!("{expected:#?}"), format!("{actual:#?}"));
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    fn prepare(&self, path: &mut impl DataPath, now: u64) {
+        for memory in &self.known {
+            let state = if memory.closing { entry_state::CLOSING } else { 0 };
+            let flow = RememberedFlow {
+                map: memory.map,
+                flow: memory.flow,
+                remembered: Remembered { backend: memory.backend, state },
+                seen: now.saturating_sub(memory.age.as_nanos() as u64),
+            };
+            assert!(path.remember(&flow), "{}: no room for {memory:?}", self.name);
+        }
+        if let Some(map) = self.full {
+            fill(path, map);
+        }
+    }
+
+    fn expected_counts(&self) -> Vec<(Reason, Count)> {
+        let count = Count { packets: 1, bytes: self.frame.len() as u64 };
+        let expected = Reason::ALL.iter().filter(|reason| self.reasons.contains(reason));
+        expected.map(|reason| (*reason, comparable(*reason, count))).collect()
+    }
+
+    /// Packets and bytes towards and from each backend.
+    fn expected_traffic(&self) -> Vec<[Count; 2]> {
+        let count = |id: &u32, side| match self.traffic == Some((*id, side)) {
+            true => Count { packets: 1, bytes: self.frame.len() as u64 },
+            false => Count::default(),
+        };
+        self.image.backends.keys().map(|id| [count(id, Side::Destination), count(id, Side::Source)]).collect()
+    }
+
+    fn read_traffic(&self, path: &impl DataPath) -> Vec<Traffic> {
+        self.image.backends.keys().map(|id| path.traffic(*id)).collect()
+    }
+}
+
+/// What was counted meanwhile.
+fn increase(before: &[(Reason, Count)], after: &[(Reason, Count)]) -> Vec<(Reason, Count)> {
+    let counts = before.iter().zip(after).map(|((reason, before), (_, after))| {
+        (*reason, comparable(*reason, subtract(*after, *before)))
+    });
+    counts.filter(|(_, count)| count.packets > 0).collect()
+}
+
+/// The bytes of remarks are those that were at hand when they were made.
+fn comparable(reason: Reason, count: Count) -> Count {
+    let bytes = if reason.action() == Action::Forward { 0 } else { count.bytes };
+    Count { bytes, ..count }
+}
+
+fn carried(before: &Traffic, after: &Traffic) -> [Count; 2] {
+    [subtract(after.forward, before.forward), subtract(after.reply, before.reply)]
+}
+
+fn subtract(a: Count, b: Count) -> Count {
+    Count { packets: a.packets - b.packets, bytes: a.bytes - b.bytes }
+}
+
+/// What is remembered, but for what [`fill`] put there. What was seen after `now` is as young as can be.
+pub fn memories(path: &impl DataPath, now: u64) -> Vec<Memory> {
+    let memory = |flow: RememberedFlow| Memory {
+        map: flow.map,
+        flow: flow.flow,
+        backend: flow.remembered.backend,
+        closing: flow.remembered.state & entry_state::CLOSING != 0,
+        age: Duration::from_nanos(now.saturating_sub(flow.seen)),
+    };
+    let remembered = path.remembered().into_iter().filter(|flow| flow.flow.destination != FILLER);
+    remembered.map(memory).collect()
+}
+
+/// The other end of flows that only take up room.
+const FILLER: Endpoint = Endpoint::new(mapped([0, 0, 0, 0]), [0, 0], TCP);
+
+fn fill(path: &mut impl DataPath, map: &'static str) {
+    assert_ne!(map, name::HALF_OPEN, "it makes room by itself");
+    let remembered = Remembered { backend: 0, state: 0 };
+    let clients = (0u32..).map(|number| Endpoint::new(mapped(number.to_be_bytes()), [0, 0], TCP));
+    for source in clients {
+        let flow = FlowKey { source, destination: FILLER };
+        if !path.remember(&RememberedFlow { map, flow, remembered, seen: 0 }) {
+            return;
+        }
+    }
+}
+
+/// Bytes for people, to be found in a capture.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}

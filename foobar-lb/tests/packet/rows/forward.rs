@@ -1,0 +1,134 @@
+//! Clients' packets that reach a backend.
+
+use foobar_lb_ebpf::{
+    headers::Side,
+    reason::{Reason, Verdict},
+};
+
+use super::{called, each};
+use crate::packet::{
+    Row,
+    frame::{Datagram, Transport, arriving, padded},
+    world::{
+        self, BACKEND_SIDE, CLIENT_SIDE, COLLEAGUE, FAR, Family, MTU, ROUTER, Story, UNATTACHED, WEB1, by, id,
+    },
+};
+
+pub fn rows() -> Vec<Row> {
+    let mut rows = each(two_arm);
+    rows.extend(each(one_arm));
+    rows.extend(each(by_the_kernel));
+    rows.extend(each(largest));
+    rows.extend(each(from_backend_subnet));
+    rows.extend(Family::BOTH.map(minimum));
+    rows.extend(Family::BOTH.map(never_without_checksum));
+    rows.push(with_options());
+    rows.push(without_checksum());
+    rows.push(to_be_fragmented());
+    rows
+}
+
+/// The first backend gets the packet in the usual network.
+fn reaches(name: String, datagram: Datagram) -> Row {
+    let out = datagram.clone().to_backend(WEB1).frame();
+    reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Redirect(BACKEND_SIDE.index))
+}
+
+fn reaches_as(
+    name: String,
+    story: Story,
+    datagram: &Datagram,
+    frame: Vec<u8>,
+    out: Vec<u8>,
+    verdict: Verdict,
+) -> Row {
+    let backend = id(WEB1, datagram.family(), datagram.transport.protocol());
+    let ingress =
+        if datagram.link.to == CLIENT_SIDE.balancer.mac { CLIENT_SIDE.index } else { BACKEND_SIDE.index };
+    Row::translates(name, story.image(), ingress, frame, out, verdict, (backend, Side::Destination))
+}
+
+fn two_arm(family: Family, transport: Transport) -> Row {
+    let datagram = Datagram::request(family, transport);
+    reaches(called("a request", &datagram), datagram)
+}
+
+fn one_arm(family: Family, transport: Transport) -> Row {
+    let from = world::client(FAR, family);
+    let link = arriving(ROUTER, BACKEND_SIDE);
+    let datagram = Datagram { link, from, ..Datagram::request(family, transport) };
+    let (name, out) = (called("a request, one-arm", &datagram), datagram.clone().to_backend(WEB1).frame());
+    reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Transmit)
+}
+
+/// Neither the TTL nor the MACs change: that is the kernel's part.
+fn by_the_kernel(family: Family, transport: Transport) -> Row {
+    let datagram = Datagram::request(family, transport);
+    let story = Story::new().seen(|view| {
+        view.next_hops.insert(WEB1.ip(family), by(WEB1, UNATTACHED));
+    });
+    let story = story.health(WEB1, foobar_lb::model::Health::Up);
+    let name = called("a request by an interface without the program", &datagram);
+    let out = Datagram { to: world::server(WEB1, family), ..datagram.clone() }.frame();
+    reaches_as(name, story, &datagram, datagram.frame(), out, Verdict::Pass)
+}
+
+fn largest(family: Family, transport: Transport) -> Row {
+    let mut datagram = Datagram::request(family, transport);
+    let headers = datagram.packet().len() - datagram.payload.len();
+    datagram.payload = vec![0x5a; MTU as usize - headers];
+    reaches(called("a request as large as may be", &datagram), datagram)
+}
+
+fn from_backend_subnet(family: Family, transport: Transport) -> Row {
+    let from = world::client(COLLEAGUE, family);
+    let link = arriving(COLLEAGUE, BACKEND_SIDE);
+    let datagram = Datagram { link, from, ..Datagram::request(family, transport) };
+    let name = called("a request from the backends' subnet", &datagram);
+    let out = datagram.clone().to_backend(WEB1).frame();
+    reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Transmit)
+        .remarking(Reason::ClientOnBackendSubnet)
+}
+
+/// Padding is not part of the packet, and stays as it is.
+fn minimum(family: Family) -> Row {
+    let datagram = Datagram { payload: vec![], ..Datagram::request(family, Transport::Udp) };
+    let out = padded(datagram.clone().to_backend(WEB1).frame());
+    let verdict = Verdict::Redirect(BACKEND_SIDE.index);
+    let (name, frame) = (called("a request with padding", &datagram), padded(datagram.frame()));
+    reaches_as(name, Story::settled(), &datagram, frame, out, verdict)
+}
+
+fn with_options() -> Row {
+    // Record route, with room for three addresses.
+    let options = &[7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let datagram = Datagram { options, ..Datagram::request(Family::V4, Transport::Ack) };
+    reaches("a request with IPv4 options".into(), datagram)
+}
+
+fn without_checksum() -> Row {
+    let datagram = Datagram::request(Family::V4, Transport::BareUdp);
+    reaches("a request without a UDP checksum".into(), datagram)
+}
+
+/// A checksum that comes out as 0 is sent as 0xffff, because 0 says that there is none.
+fn never_without_checksum(family: Family) -> Row {
+    let request = Datagram::request(family, Transport::Udp);
+    let with = |word: u16| Datagram { payload: word.to_be_bytes().to_vec(), ..request.clone() };
+    let comes_out_as_zero = |datagram: &Datagram| {
+        let packet = datagram.clone().to_backend(WEB1).packet();
+        packet[packet.len() - 4..packet.len() - 2] == [0xff, 0xff]
+    };
+    let datagram = (0..=u16::MAX).map(with).find(comes_out_as_zero).expect("one of all checksums is 0");
+    reaches(called("a request whose checksum comes out as 0", &datagram), datagram)
+}
+
+/// Too large, but the kernel may fragment it.
+fn to_be_fragmented() -> Row {
+    let payload = vec![0x5a; MTU as usize];
+    let request = Datagram::request(Family::V4, Transport::Udp);
+    let datagram = Datagram { payload, may_fragment: true, ..request };
+    let out = Datagram { to: world::server(WEB1, Family::V4), ..datagram.clone() }.frame();
+    let name = "a request that is to be fragmented".into();
+    reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Pass)
+}

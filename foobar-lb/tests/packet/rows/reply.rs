@@ -1,0 +1,159 @@
+//! Backends' packets: replies to clients, and what only looks like one.
+
+use foobar_lb_ebpf::{
+    headers::Side,
+    reason::{Reason, Verdict},
+};
+
+use super::{called, each};
+use crate::packet::{
+    Row,
+    frame::{Datagram, Fragment, Link, Transport, leaving},
+    world::{
+        self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, CLOSED, ELSEWHERE, FAR, Family, Host, MONITOR, MTU, ROUTER,
+        Story, UNRESOLVED, UNROUTED, WEB1, id,
+    },
+};
+
+pub fn rows() -> Vec<Row> {
+    let mut rows = each(two_arm);
+    rows.extend(each(one_arm));
+    rows.extend(each(|family, transport| by_the_kernel("to an unresolved client", UNRESOLVED, family, transport)));
+    rows.extend(each(|family, transport| {
+        by_the_kernel("by an interface without the program", ELSEWHERE, family, transport)
+    }));
+    rows.extend(each(to_the_same_port));
+    rows.extend(each(to_the_balancer));
+    rows.extend(each(to_direct_client));
+    rows.extend(each(to_nowhere));
+    rows.extend(each(where_nothing_is_forwarded));
+    rows.extend(each(at_its_end));
+    rows.extend(each(too_big));
+    rows.extend(Family::BOTH.map(opened_by_the_backend));
+    rows.extend(Family::BOTH.map(answered_handshake));
+    rows.extend([without_checksum(), to_be_fragmented(), first_fragment(), later_fragment()]);
+    rows
+}
+
+fn reaches(name: String, datagram: &Datagram, out: Vec<u8>, verdict: Verdict) -> Row {
+    let backend = id(WEB1, datagram.family(), datagram.transport.protocol());
+    let image = Story::settled().image();
+    Row::translates(name, image, BACKEND_SIDE.index, datagram.frame(), out, verdict, (backend, Side::Source))
+}
+
+fn reaches_client(name: String, datagram: &Datagram) -> Row {
+    let out = datagram.clone().to_client(leaving(CLIENT_SIDE, CLIENT)).frame();
+    reaches(name, datagram, out, Verdict::Redirect(CLIENT_SIDE.index))
+}
+
+/// The reply as the kernel gets it, to forward it.
+fn rewritten(datagram: &Datagram) -> Vec<u8> {
+    Datagram { from: world::service(datagram.family()), ..datagram.clone() }.frame()
+}
+
+fn passes(name: String, datagram: &Datagram, why: Reason) -> Row {
+    Row::passes(name, Story::settled().image(), BACKEND_SIDE.index, datagram.frame(), why)
+}
+
+fn drops(name: String, datagram: &Datagram, why: Reason) -> Row {
+    Row::drops(name, Story::settled().image(), BACKEND_SIDE.index, datagram.frame(), why)
+}
+
+fn reply_to(client: Host, family: Family, transport: Transport) -> Datagram {
+    Datagram { to: world::client(client, family), ..Datagram::reply(family, transport) }
+}
+
+fn two_arm(family: Family, transport: Transport) -> Row {
+    let datagram = Datagram::reply(family, transport);
+    reaches_client(called("a reply", &datagram), &datagram)
+}
+
+fn one_arm(family: Family, transport: Transport) -> Row {
+    let datagram = reply_to(FAR, family, transport);
+    let link: Link = leaving(BACKEND_SIDE, ROUTER);
+    let out = datagram.clone().to_client(link).frame();
+    reaches(called("a reply, one-arm", &datagram), &datagram, out, Verdict::Transmit)
+}
+
+fn by_the_kernel(way: &str, client: Host, family: Family, transport: Transport) -> Row {
+    let datagram = reply_to(client, family, transport);
+    let name = called(&format!("a reply {way}"), &datagram);
+    reaches(name, &datagram, rewritten(&datagram), Verdict::Pass)
+}
+
+fn to_the_same_port(family: Family, transport: Transport) -> Row {
+    let mut datagram = Datagram::reply(family, transport);
+    datagram.to.set_port(datagram.from.port());
+    let row = reaches_client(called("a reply to the same port", &datagram), &datagram);
+    match transport {
+        Transport::Udp => row.remarking(Reason::ReplyToOwnPort),
+        _ => row,
+    }
+}
+
+fn to_the_balancer(family: Family, transport: Transport) -> Row {
+    let datagram = reply_to(BACKEND_SIDE.balancer, family, transport);
+    passes(called("an answer to the balancer", &datagram), &datagram, Reason::ToBalancer)
+}
+
+fn to_direct_client(family: Family, transport: Transport) -> Row {
+    let datagram = reply_to(MONITOR, family, transport);
+    passes(called("an answer to a direct client", &datagram), &datagram, Reason::DirectClient)
+}
+
+fn to_nowhere(family: Family, transport: Transport) -> Row {
+    let datagram = reply_to(UNROUTED, family, transport);
+    drops(called("a reply without a route", &datagram), &datagram, Reason::NoRoute)
+}
+
+fn where_nothing_is_forwarded(family: Family, transport: Transport) -> Row {
+    let datagram = Datagram::reply(family, transport);
+    let name = called("a reply on an interface that does not forward", &datagram);
+    let image = Story::settled().image();
+    Row::drops(name, image, CLOSED.index, datagram.frame(), Reason::ForwardingOff)
+}
+
+fn at_its_end(family: Family, transport: Transport) -> Row {
+    let datagram = Datagram { hops: 1, ..Datagram::reply(family, transport) };
+    drops(called("a reply with one hop left", &datagram), &datagram, Reason::HopLimit)
+}
+
+fn too_big(family: Family, transport: Transport) -> Row {
+    let payload = vec![0x5a; MTU as usize];
+    let datagram = Datagram { payload, ..Datagram::reply(family, transport) };
+    passes(called("a reply that is too big", &datagram), &datagram, Reason::ReplyTooBig)
+}
+
+fn opened_by_the_backend(family: Family) -> Row {
+    let datagram = Datagram::reply(family, Transport::Syn);
+    passes(called("a connection of the backend's own", &datagram), &datagram, Reason::OpenedByBackend)
+}
+
+fn answered_handshake(family: Family) -> Row {
+    let datagram = Datagram::reply(family, Transport::SynAck);
+    reaches_client(called("the answer to a SYN", &datagram), &datagram)
+}
+
+fn without_checksum() -> Row {
+    let datagram = Datagram::reply(Family::V4, Transport::BareUdp);
+    reaches_client("a reply without a UDP checksum".into(), &datagram)
+}
+
+fn to_be_fragmented() -> Row {
+    let payload = vec![0x5a; MTU as usize];
+    let datagram = Datagram { payload, may_fragment: true, ..Datagram::reply(Family::V4, Transport::Udp) };
+    reaches("a reply that is to be fragmented".into(), &datagram, rewritten(&datagram), Verdict::Pass)
+}
+
+fn first_fragment() -> Row {
+    let fragment = Some(Fragment { offset: 0, more: true });
+    let datagram = Datagram { fragment, ..Datagram::reply(Family::V4, Transport::Udp) };
+    drops("the first fragment of a reply".into(), &datagram, Reason::Fragment)
+}
+
+/// Nothing in it says that it is one.
+fn later_fragment() -> Row {
+    let fragment = Some(Fragment { offset: 64, more: false });
+    let datagram = Datagram { fragment, ..Datagram::reply(Family::V4, Transport::Udp) };
+    passes("a later fragment of a reply".into(), &datagram, Reason::NotForService)
+}
