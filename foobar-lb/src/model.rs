@@ -157,8 +157,8 @@ pub struct Eligibility {
     pub serves: bool,
 }
 
-/// The one place where admin state and health meet. `cold_start`: no backend of the service was ever
-/// measured up, so unmeasured ones take new flows rather than nobody.
+/// The one place where admin state and health meet. `cold_start`: since the daemon started the backends of the
+/// service have not all been measured, so unmeasured ones take new flows.
 pub fn eligibility(admin: Admin, health: Health, cold_start: bool) -> Eligibility {
     let serves = health != Health::Down(Down::Silent);
     let new_flows = match (admin, health) {

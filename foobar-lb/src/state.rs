@@ -44,7 +44,8 @@ pub struct Service {
     pub table: Table,
     /// Whom the table was built for.
     members: Vec<Member>,
-    /// No backend was ever measured up.
+    /// Since the start some backend has not been measured yet. Those that have not take new flows until they
+    /// are: if they gave them to the first that answers, most slots would move and move back.
     cold_start: bool,
     /// Its list of direct clients; 0: it has none.
     direct_list: u32,
@@ -91,6 +92,10 @@ impl Backend {
             (Some(report), _) => report.reason.clone(),
             (None, _) => "not probed yet".to_owned(),
         }
+    }
+
+    fn is_unmeasured(&self) -> bool {
+        self.report.as_ref().is_none_or(|report| report.health == Health::Unknown)
     }
 
     fn eligibility(&self, cold_start: bool) -> Eligibility {
@@ -192,10 +197,10 @@ impl State {
     /// A health check has something to say. Returns the service and the backend it is about.
     pub fn observe_health(&mut self, report: Report) -> Option<(&Service, &Backend)> {
         let service = self.services.iter_mut().find(|service| service.config.key == report.target.service)?;
-        service.cold_start &= report.health != Health::Up;
         let position =
             service.backends.iter().position(|backend| backend.config.address == report.target.backend)?;
         service.backends[position].report = Some(report);
+        service.cold_start &= service.backends.iter().any(|backend| backend.is_unmeasured());
         Some((service, &service.backends[position]))
     }
 
