@@ -9,6 +9,7 @@ use std::{
 
 use thiserror::Error;
 use tokio::{
+    net::TcpListener,
     sync::{mpsc, oneshot},
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -87,11 +88,7 @@ pub enum Error {
 pub async fn run(config: Config, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let interfaces = start::inspect(&options).await?;
     let seed = start::prepare_state(&config)?;
-    let mut socket = api::Socket::bind(&config.daemon.socket).await?;
-    let metrics = match config.metrics_listen {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
+    let mut listeners = Listeners::bind(&config).await?;
     let (sender, mut events) = mpsc::channel(1024);
     let mut tasks = JoinSet::new();
     tasks.spawn(watch_network(config.clone(), sender.clone()));
@@ -104,36 +101,64 @@ pub async fn run(config: Config, options: Options, shutdown: impl Future<Output 
     let mut bpf = start::load(&config, seed)?;
     let mut daemon = Daemon::new(state);
     daemon.fill(&mut bpf).map_err(Error::Fill)?;
-    let links = start::attach(&mut bpf, &interfaces, options.mode)?;
+    daemon.links = start::attach(&mut bpf, &interfaces, options.mode)?;
 
+    warn_of_unattached(&daemon.state);
+    info!(services = config.services.len(), "balancing");
     start_health_checks(&mut tasks, &config, &sender);
-    tasks.spawn(announce_vips(config.clone(), options.interfaces.clone()));
-    if let Some(metrics) = metrics {
-        tasks.spawn(report_end("metrics", metrics::serve(metrics, sender.clone())));
-    }
+    tasks.spawn(announce_vips(config, options.interfaces));
     if let Some(log) = bpf.follow_log() {
         tasks.spawn(log);
     }
-    let (end, ended) = oneshot::channel::<()>();
-    let serving = socket.serve(sender, async { drop(ended.await) });
-    let api = tokio::spawn(report_end("the API", serving));
-    warn_of_unattached(&daemon.state);
-    info!(services = config.services.len(), "balancing");
-
-    daemon.links = links;
+    let last_answers = listeners.serve(sender, &mut tasks);
     for event in early {
         daemon.handle(event, &mut bpf);
     }
     daemon.balance(&mut bpf, events, shutdown).await;
+
     info!("detaching");
     drop(bpf);
     drop(settings);
-    // Whoever asked for the end is told that it has come.
-    drop(end);
-    if timeout(LAST_ANSWERS, api).await.is_err() {
-        debug!("a request is left without an answer");
-    }
+    last_answers.await;
     Ok(())
+}
+
+/// Where the daemon answers. Opened before anything is attached, so that an address in use is known in time.
+struct Listeners {
+    socket: api::Socket,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, Error> {
+        let socket = api::Socket::bind(&config.daemon.socket).await?;
+        let metrics = match config.metrics_listen {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        Ok(Self { socket, metrics })
+    }
+
+    /// Serves until the future that it returns is awaited: then whoever asked for the end is told that it has
+    /// come.
+    fn serve(
+        &mut self,
+        events: mpsc::Sender<Event>,
+        tasks: &mut JoinSet<()>,
+    ) -> impl Future<Output = ()> + use<> {
+        if let Some(metrics) = self.metrics.take() {
+            tasks.spawn(report_end("metrics", metrics::serve(metrics, events.clone())));
+        }
+        let (end, ended) = oneshot::channel::<()>();
+        let serving = self.socket.serve(events, async { drop(ended.await) });
+        let api = tokio::spawn(report_end("the API", serving));
+        async move {
+            drop(end);
+            if timeout(LAST_ANSWERS, api).await.is_err() {
+                debug!("a request is left without an answer");
+            }
+        }
+    }
 }
 
 /// Takes in the network until every backend has a next hop or patience ends; hands on whatever else came.
