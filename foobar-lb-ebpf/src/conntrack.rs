@@ -90,6 +90,10 @@ fn touch<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, backend: u32, now: u
         tables.forget_half_open(flow);
     } else {
         tables.count(Reason::NotRemembered, 0);
+        // It stays within reach of the flood, but does not die of age.
+        if let Some(entry) = tables.half_open(flow) {
+            entry.store(remembered, now);
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use foobar_lb_ebpf::{
     flow::{HashKey, Parsed, hash_key},
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Entry, FlowKey, Interface, NextHop, Reply,
-        Service, Slot, Traffic, capacity, name,
+        Address, Backend, Count, DirectKey, Endpoint, Entry, FlowKey, Interface, NextHop, Reply, Service,
+        Slot, Traffic, capacity, name,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -249,5 +249,65 @@ impl Flows {
             RememberedFlow { map: self.map, flow: *flow, remembered: entry.load(), seen: entry.seen() }
         };
         self.index.borrow().iter().map(remembered).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foobar_lb_ebpf::layout::{Remembered, TCP, mapped};
+
+    use super::*;
+
+    fn flow(number: u32) -> FlowKey {
+        let end = |address| Endpoint::new(mapped(address), [0, 80], TCP);
+        FlowKey { source: end(number.to_be_bytes()), destination: end([203, 0, 113, 80]) }
+    }
+
+    fn entry(seen: u64) -> Entry {
+        Entry::new(Remembered { backend: 0, state: 0 }, seen)
+    }
+
+    #[test]
+    fn a_full_map_refuses_others_and_takes_what_it_holds() {
+        let flows = Flows::new(name::ADOPTED, 2);
+        assert!(flows.insert(&flow(1), entry(1)) && flows.insert(&flow(2), entry(2)));
+        assert!(!flows.insert(&flow(3), entry(3)));
+        assert!(flows.insert(&flow(1), entry(4)));
+        flows.forget(&flow(2));
+        assert!(flows.insert(&flow(3), entry(3)));
+        assert_eq!(flows.get(&flow(1)).map(Entry::seen), Some(4));
+        assert!(flows.get(&flow(2)).is_none());
+    }
+
+    #[test]
+    fn an_entry_outlives_its_place_in_the_map() {
+        let flows = Flows::new(name::ADOPTED, 1);
+        flows.insert(&flow(1), entry(1));
+        let held = flows.get(&flow(1)).unwrap();
+        flows.forget(&flow(1));
+        flows.insert(&flow(2), entry(2));
+        assert_eq!(held.seen(), 1);
+    }
+
+    #[test]
+    fn half_open_flows_make_room_for_new_ones() {
+        let twin = Twin::new(Image::default(), 1);
+        let flows = u64::from(capacity::HALF_OPEN);
+        assert!((0..=flows).all(|number| twin.insert_half_open(&flow(number as u32), entry(number))));
+        assert!(twin.half_open(&flow(0)).is_none());
+        assert!(twin.half_open(&flow(1)).is_some());
+        assert_eq!(twin.remembered().len() as u64, flows);
+    }
+
+    #[test]
+    fn a_prefix_of_direct_clients_belongs_to_its_list() {
+        let client = |address| mapped(address).0;
+        let bits = DirectKey::LIST_BITS + 96 + 8;
+        let mut image = Image::default();
+        image.direct.insert((DirectKey { list: 1, client: client([10, 0, 0, 0]) }, bits), 1);
+        let twin = Twin::new(image, 1);
+        assert!(twin.is_direct(1, &mapped([10, 1, 2, 3])));
+        assert!(!twin.is_direct(1, &mapped([11, 1, 2, 3])));
+        assert!(!twin.is_direct(2, &mapped([10, 1, 2, 3])));
     }
 }

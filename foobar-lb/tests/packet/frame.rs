@@ -105,13 +105,13 @@ impl Datagram {
     }
 
     /// The request as a backend gets it.
-    pub fn to_backend(self, backend: Host) -> Self {
+    pub fn reaching(self, backend: Host) -> Self {
         let to = world::server(backend, self.family());
         Self { link: leaving(BACKEND_SIDE, backend), to, hops: self.hops - 1, ..self }
     }
 
     /// The reply as its next hop gets it.
-    pub fn to_client(self, link: Link) -> Self {
+    pub fn returning(self, link: Link) -> Self {
         Self { link, from: world::service(self.family()), hops: self.hops - 1, ..self }
     }
 
@@ -138,7 +138,7 @@ impl Datagram {
             }
             _ => step.tcp_header(self.tcp()).write(&mut packet, &self.payload),
         }
-        .unwrap();
+        .expect("a vector takes all that is written");
         if self.transport == Transport::BareUdp {
             let check = packet.len() - self.payload.len() - 2;
             packet[check..check + 2].fill(0);
@@ -158,10 +158,10 @@ impl Datagram {
     fn ip(&self) -> IpHeaders {
         let mut ip = ip_headers(self.from.ip(), self.to.ip(), self.hops);
         let fragment = self.fragment.unwrap_or(Fragment { offset: 0, more: false });
-        let offset = IpFragOffset::try_new(fragment.offset).unwrap();
+        let offset = IpFragOffset::try_new(fragment.offset).expect("rows keep to 13 bits");
         match &mut ip {
             IpHeaders::Ipv4(header, _) => {
-                header.options = self.options.try_into().unwrap();
+                header.options = self.options.try_into().expect("rows have whole words of options");
                 header.dont_fragment = !self.may_fragment;
                 header.more_fragments = fragment.more;
                 header.fragment_offset = offset;
@@ -217,7 +217,7 @@ impl IcmpError {
                 step.icmpv6(Icmpv6Type::PacketTooBig { mtu: 1400 }).write(&mut frame, &self.quoted)
             }
         }
-        .unwrap();
+        .expect("a vector takes all that is written");
         frame
     }
 }
@@ -242,10 +242,13 @@ pub fn padded(mut frame: Vec<u8>) -> Vec<u8> {
 /// An ARP packet; an end is its MAC and its address.
 pub fn arp(link: Link, operation: ArpOperation, sender: ArpEnd, target: ArpEnd) -> Vec<u8> {
     let (ethernet, ipv4) = (ArpHardwareId::ETHERNET, EtherType::IPV4);
-    let packet =
-        ArpPacket::new(ethernet, ipv4, operation, &sender.0, &sender.1, &target.0, &target.1).unwrap();
+    let packet = ArpPacket::new(ethernet, ipv4, operation, &sender.0, &sender.1, &target.0, &target.1)
+        .expect("MACs and addresses are short");
     let mut frame = Vec::new();
-    PacketBuilder::ethernet2(link.from, link.to).arp(packet).write(&mut frame).unwrap();
+    PacketBuilder::ethernet2(link.from, link.to)
+        .arp(packet)
+        .write(&mut frame)
+        .expect("a vector takes all that is written");
     padded(frame)
 }
 
@@ -264,7 +267,8 @@ fn ip_headers(from: IpAddr, to: IpAddr, hops: u8) -> IpHeaders {
     // Header and length of what follows are filled in when it is known.
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let header = Ipv4Header::new(0, hops, IpNumber::TCP, from.octets(), to.octets()).unwrap();
+            let header = Ipv4Header::new(0, hops, IpNumber::TCP, from.octets(), to.octets())
+                .expect("nothing is short enough");
             IpHeaders::Ipv4(header, Default::default())
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {

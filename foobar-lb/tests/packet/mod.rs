@@ -2,11 +2,12 @@
 //! same rows on its own build of the data path, see [`DataPath`].
 
 pub mod frame;
+pub mod host;
 pub mod noise;
 mod rows;
 pub mod world;
 
-use std::{fmt::Write, time::Duration};
+use std::time::Duration;
 
 use foobar_lb::{bpf::RememberedFlow, image::Image};
 use foobar_lb_ebpf::{
@@ -104,7 +105,13 @@ impl Row {
     }
 
     /// The frame is answered.
-    pub fn answers(name: impl Into<String>, image: Image, ingress: u32, frame: Vec<u8>, out: Vec<u8>) -> Self {
+    pub fn answers(
+        name: impl Into<String>,
+        image: Image,
+        ingress: u32,
+        frame: Vec<u8>,
+        out: Vec<u8>,
+    ) -> Self {
         let row = Self::passes(name, image, ingress, frame, Reason::Announced);
         Self { out, verdict: Verdict::Transmit, ..row }
     }
@@ -143,7 +150,7 @@ impl Row {
         let mut wrong = String::new();
         let mut expect = |what: &str, expected: String, actual: String| {
             if expected != actual {
-                writeln!(wrong, "{}: {what}\n  expected {expected}\n  actual   {actual}", self.name).unwrap();
+                wrong += &format!("{}: {what}\n  expected {expected}\n  actual   {actual}\n", self.name);
             }
         };
         expect("verdict", format!("{:?}", self.verdict), format!("{verdict:?}"));
@@ -158,7 +165,7 @@ impl Row {
         let mut actual = memories(path, before);
         expected.sort_by_key(|memory| (memory.map, memory.flow));
         actual.sort_by_key(|memory| (memory.map, memory.flow));
-        expect("remembered flows", format!("{expected:#?}"), format!("{actual:#?}"));
+        expect("remembered flows", format!("{expected:?}"), format!("{actual:?}"));
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
@@ -199,10 +206,11 @@ impl Row {
 }
 
 /// What was counted meanwhile.
-fn increase(before: &[(Reason, Count)], after: &[(Reason, Count)]) -> Vec<(Reason, Count)> {
-    let counts = before.iter().zip(after).map(|((reason, before), (_, after))| {
-        (*reason, comparable(*reason, subtract(*after, *before)))
-    });
+pub fn increase(before: &[(Reason, Count)], after: &[(Reason, Count)]) -> Vec<(Reason, Count)> {
+    let counts = before
+        .iter()
+        .zip(after)
+        .map(|((reason, before), (_, after))| (*reason, comparable(*reason, subtract(*after, *before))));
     counts.filter(|(_, count)| count.packets > 0).collect()
 }
 
@@ -250,8 +258,5 @@ fn fill(path: &mut impl DataPath, map: &'static str) {
 
 /// Bytes for people, to be found in a capture.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    })
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

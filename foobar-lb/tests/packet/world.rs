@@ -160,8 +160,9 @@ pub fn client(client: Host, family: Family) -> SocketAddr {
 
 /// The id of a backend of the family's and protocol's service: they are numbered through.
 pub fn id(backend: Host, family: Family, protocol: Protocol) -> u32 {
-    let service = SERVICES.iter().position(|service| *service == (family, protocol)).unwrap();
-    let position = BACKENDS.iter().position(|(_, host)| *host == backend).unwrap();
+    let service =
+        SERVICES.iter().position(|service| *service == (family, protocol)).expect("all pairs are there");
+    let position = BACKENDS.iter().position(|(_, host)| *host == backend).expect("it is a backend");
     (service * BACKENDS.len() + position) as u32
 }
 
@@ -177,7 +178,7 @@ pub fn subnet(port: Port, family: Family) -> IpNet {
         Family::V4 => 24,
         Family::V6 => 64,
     };
-    IpNet::new(port.balancer.ip(family), bits).unwrap().trunc()
+    IpNet::new(port.balancer.ip(family), bits).expect("a prefix of that family").trunc()
 }
 
 /// A prefix of `FAR`'s network, which the router leads to.
@@ -186,7 +187,7 @@ pub fn far_network(family: Family) -> IpNet {
         Family::V4 => 24,
         Family::V6 => 64,
     };
-    IpNet::new(FAR.ip(family), bits).unwrap().trunc()
+    IpNet::new(FAR.ip(family), bits).expect("a prefix of that family").trunc()
 }
 
 /// What the kernel answers to questions for the way to a client, for packets that arrive on this interface.
@@ -208,7 +209,9 @@ pub fn routes(ingress: u32) -> Vec<Route> {
     }
     if PORTS.iter().any(|port| port.index == ingress && !port.forwards) {
         routes.iter_mut().for_each(|(_, route)| *route = Err(Reason::ForwardingOff));
-        routes.extend(["0.0.0.0/0", "::/0"].map(|all| (all.parse().unwrap(), Err(Reason::ForwardingOff))));
+        routes.extend(
+            ["0.0.0.0/0", "::/0"].map(|all| (all.parse().expect("a prefix"), Err(Reason::ForwardingOff))),
+        );
     }
     routes
 }
@@ -247,9 +250,10 @@ impl Story {
         Self { services: SERVICES.map(configure).to_vec(), view: view(), chapters: Vec::new() }
     }
 
-    /// The first backend is up, and owns everything.
+    /// The first backend is up, the others are not, and so it owns everything.
     pub fn settled() -> Self {
-        Self::new().health(WEB1, Health::Up).render()
+        let down = Health::Down(Down::Answers);
+        Self::new().health(WEB1, Health::Up).health(WEB2, down).health(WEB3, down).render()
     }
 
     /// The first backend ends gracefully: its slots move to the second. The third is silent.
@@ -327,7 +331,7 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
         mode: Mode::Nat,
         table_size: TABLE_SIZE,
         transition: TRANSITION,
-        direct: ["10.0.0.64/28", "fd00:a::40/124"].map(|prefix| prefix.parse().unwrap()).to_vec(),
+        direct: ["10.0.0.64/28", "fd00:a::40/124"].map(|prefix| prefix.parse().expect("a prefix")).to_vec(),
         announce: false,
         when_empty: WhenEmpty::FailOpen,
         health: health::Settings {

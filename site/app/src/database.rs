@@ -57,6 +57,15 @@ pub(crate) struct Server {
     pub(crate) version: String,
 }
 
+impl Server {
+    /// Which product it is and its version, without what a distribution adds: "MariaDB 10.11.6".
+    pub(crate) fn product(&self) -> String {
+        let product = if self.version.contains("MariaDB") { "MariaDB" } else { "MySQL" };
+        let number = self.version.split('-').next().unwrap_or_default();
+        format!("{product} {number}")
+    }
+}
+
 impl Database {
     /// Connects, trying again for as long as `wait`: after a power cut all servers start at once.
     pub(crate) async fn connect(options: MySqlConnectOptions, wait: Duration) -> Result<Self> {
@@ -152,5 +161,22 @@ impl Database {
         .bind(limit)
         .fetch_all(&self.pool)
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_named_without_the_packaging() {
+        for (version, product) in [
+            ("10.11.6-MariaDB-0+deb12u1", "MariaDB 10.11.6"),
+            ("8.0.40-0ubuntu0.24.04.1", "MySQL 8.0.40"),
+            ("8.4.3", "MySQL 8.4.3"),
+        ] {
+            let server = Server { name: "db1".to_owned(), version: version.to_owned() };
+            assert_eq!(server.product(), product);
+        }
     }
 }

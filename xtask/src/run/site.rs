@@ -162,8 +162,8 @@ fn start_database(network: &Network, passwords: &[String; 2]) -> Result<Server> 
 fn initialise_database(server: &Server) -> Result<()> {
     let is_mariadb = server.run(&["mysqld", "--version"])?.contains("MariaDB");
     let (program, rest): (_, &[&str]) = if is_mariadb {
-        // It would look up its own host's name, for which there is no DNS here.
-        let options = &["--skip-test-db", "--skip-name-resolve", "--auth-root-authentication-method=socket"];
+        // Without `--force` it looks up its own host's name, for which there is no DNS here.
+        let options = &["--force", "--skip-test-db", "--auth-root-authentication-method=socket"];
         ("mariadb-install-db", options)
     } else {
         ("mysqld", &["--initialize-insecure"])

@@ -8,10 +8,8 @@ use foobar_lb_ebpf::{
 use super::each;
 use crate::packet::{
     Row,
-    frame::{Complaint, Datagram, IcmpError, Link, Transport, arriving, leaving},
-    world::{
-        self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, FAR, Family, Host, ROUTER, Story, VIP, WEB1, WEB2, id,
-    },
+    frame::{Complaint, Datagram, ETHERNET, Fragment, IcmpError, Link, Transport, arriving, ip, leaving},
+    world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, FAR, Family, Host, ROUTER, Story, VIP, WEB1, WEB2, id},
 };
 
 const COMPLAINTS: [Complaint; 2] = [Complaint::PortUnreachable, Complaint::TooBig];
@@ -26,13 +24,17 @@ pub fn rows() -> Vec<Row> {
             rows.extend(each(|family, transport| about_reply(speaker, complaint, family, transport, least)));
         }
         for speaker in [WEB1, ROUTER] {
-            rows.extend(each(|family, transport| about_request(speaker, complaint, family, transport, whole)));
-            rows.extend(each(|family, transport| about_request(speaker, complaint, family, transport, least)));
+            rows.extend(each(|family, transport| {
+                about_request(speaker, complaint, family, transport, whole)
+            }));
+            rows.extend(each(|family, transport| {
+                about_request(speaker, complaint, family, transport, least)
+            }));
         }
     }
     for family in Family::BOTH {
         rows.extend([stray(family), stray_to_client(family), about_another_port(family)]);
-        rows.extend([at_its_end(family), about_an_error(family)]);
+        rows.extend([at_its_end(family), about_an_error(family), redirect(family)]);
     }
     rows.push(about_later_fragment());
     rows
@@ -65,7 +67,13 @@ fn sent_reply(family: Family, transport: Transport) -> Datagram {
 
 /// An error about what the client was sent, from itself or from a router on the way, reaches the backend that sent
 /// it.
-fn about_reply(speaker: Host, complaint: Complaint, family: Family, transport: Transport, quote: Quote) -> Row {
+fn about_reply(
+    speaker: Host,
+    complaint: Complaint,
+    family: Family,
+    transport: Transport,
+    quote: Quote,
+) -> Row {
     let error = IcmpError {
         link: arriving(CLIENT, CLIENT_SIDE),
         from: speaker.ip(family),
@@ -91,7 +99,13 @@ fn about_reply(speaker: Host, complaint: Complaint, family: Family, transport: T
 
 /// An error about a request, from the backend itself or from a router before it, reaches the client. The backend
 /// speaks as the service, the router for itself.
-fn about_request(speaker: Host, complaint: Complaint, family: Family, transport: Transport, quote: Quote) -> Row {
+fn about_request(
+    speaker: Host,
+    complaint: Complaint,
+    family: Family,
+    transport: Transport,
+    quote: Quote,
+) -> Row {
     let request = Datagram { hops: 60, ..Datagram::request(family, transport) };
     let received = Datagram { to: world::server(WEB1, family), ..request.clone() };
     let error = IcmpError {
@@ -138,7 +152,8 @@ fn stray(family: Family) -> Row {
 
 fn stray_to_client(family: Family) -> Row {
     let to = world::server(WEB1, family);
-    let quoted = Datagram { from: world::client(FAR, family), to, ..Datagram::request(family, Transport::Ack) };
+    let quoted =
+        Datagram { from: world::client(FAR, family), to, ..Datagram::request(family, Transport::Ack) };
     let frame = forged(arriving(WEB2, BACKEND_SIDE), CLIENT, &quoted).frame();
     let name = format!("an ICMP error to a client about another's packet ({family:?})");
     Row::passes(name, Story::settled().image(), BACKEND_SIDE.index, frame, Reason::NotForService)
@@ -162,21 +177,37 @@ fn at_its_end(family: Family) -> Row {
 /// Nobody may complain about a complaint (RFC 1122, 3.2.2); it belongs to no flow.
 fn about_an_error(family: Family) -> Row {
     let link = arriving(CLIENT, CLIENT_SIDE);
-    let quoted = IcmpError { from: VIP.ip(family), ..forged(link, CLIENT, &seen_reply(family, Transport::Ack)) };
+    let quoted =
+        IcmpError { from: VIP.ip(family), ..forged(link, CLIENT, &seen_reply(family, Transport::Ack)) };
     let error = IcmpError {
         link,
         from: CLIENT.ip(family),
         to: VIP.ip(family),
         hops: 64,
         complaint: Complaint::PortUnreachable,
-        quoted: quoted.frame().split_off(crate::packet::frame::ETHERNET),
+        quoted: quoted.frame().split_off(ETHERNET),
     };
     let name = format!("an ICMP error about an ICMP error ({family:?})");
     Row::drops(name, Story::settled().image(), CLIENT_SIDE.index, error.frame(), Reason::NoService)
 }
 
+/// It quotes a packet as well, but is no error: it is for the neighbour it was sent to.
+fn redirect(family: Family) -> Row {
+    let link = arriving(CLIENT, CLIENT_SIDE);
+    let step = ip(link, CLIENT.ip(family), VIP.ip(family), 255);
+    let quoted = seen_reply(family, Transport::Ack).packet();
+    let mut frame = Vec::new();
+    match family {
+        Family::V4 => step.icmpv4_raw(5, 1, [10, 0, 0, 2]).write(&mut frame, &quoted),
+        Family::V6 => step.icmpv6_raw(137, 0, [0; 4]).write(&mut frame, &quoted),
+    }
+    .expect("a vector takes all that is written");
+    let name = format!("a redirect ({family:?})");
+    Row::drops(name, Story::settled().image(), CLIENT_SIDE.index, frame, Reason::NoService)
+}
+
 fn about_later_fragment() -> Row {
-    let fragment = Some(crate::packet::frame::Fragment { offset: 64, more: false });
+    let fragment = Some(Fragment { offset: 64, more: false });
     let quoted = Datagram { fragment, ..seen_reply(Family::V4, Transport::Udp) };
     let frame = forged(arriving(CLIENT, CLIENT_SIDE), VIP, &quoted).frame();
     let name = "an ICMP error about a later fragment";

@@ -30,8 +30,15 @@ pub fn rows() -> Vec<Row> {
 
 /// The first backend gets the packet in the usual network.
 fn reaches(name: String, datagram: Datagram) -> Row {
-    let out = datagram.clone().to_backend(WEB1).frame();
-    reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Redirect(BACKEND_SIDE.index))
+    let out = datagram.clone().reaching(WEB1).frame();
+    reaches_as(
+        name,
+        Story::settled(),
+        &datagram,
+        datagram.frame(),
+        out,
+        Verdict::Redirect(BACKEND_SIDE.index),
+    )
 }
 
 fn reaches_as(
@@ -57,17 +64,16 @@ fn one_arm(family: Family, transport: Transport) -> Row {
     let from = world::client(FAR, family);
     let link = arriving(ROUTER, BACKEND_SIDE);
     let datagram = Datagram { link, from, ..Datagram::request(family, transport) };
-    let (name, out) = (called("a request, one-arm", &datagram), datagram.clone().to_backend(WEB1).frame());
+    let (name, out) = (called("a request, one-arm", &datagram), datagram.clone().reaching(WEB1).frame());
     reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Transmit)
 }
 
 /// Neither the TTL nor the MACs change: that is the kernel's part.
 fn by_the_kernel(family: Family, transport: Transport) -> Row {
     let datagram = Datagram::request(family, transport);
-    let story = Story::new().seen(|view| {
+    let story = Story::settled().seen(|view| {
         view.next_hops.insert(WEB1.ip(family), by(WEB1, UNATTACHED));
     });
-    let story = story.health(WEB1, foobar_lb::model::Health::Up);
     let name = called("a request by an interface without the program", &datagram);
     let out = Datagram { to: world::server(WEB1, family), ..datagram.clone() }.frame();
     reaches_as(name, story, &datagram, datagram.frame(), out, Verdict::Pass)
@@ -85,7 +91,7 @@ fn from_backend_subnet(family: Family, transport: Transport) -> Row {
     let link = arriving(COLLEAGUE, BACKEND_SIDE);
     let datagram = Datagram { link, from, ..Datagram::request(family, transport) };
     let name = called("a request from the backends' subnet", &datagram);
-    let out = datagram.clone().to_backend(WEB1).frame();
+    let out = datagram.clone().reaching(WEB1).frame();
     reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Transmit)
         .remarking(Reason::ClientOnBackendSubnet)
 }
@@ -93,7 +99,7 @@ fn from_backend_subnet(family: Family, transport: Transport) -> Row {
 /// Padding is not part of the packet, and stays as it is.
 fn minimum(family: Family) -> Row {
     let datagram = Datagram { payload: vec![], ..Datagram::request(family, Transport::Udp) };
-    let out = padded(datagram.clone().to_backend(WEB1).frame());
+    let out = padded(datagram.clone().reaching(WEB1).frame());
     let verdict = Verdict::Redirect(BACKEND_SIDE.index);
     let (name, frame) = (called("a request with padding", &datagram), padded(datagram.frame()));
     reaches_as(name, Story::settled(), &datagram, frame, out, verdict)
@@ -116,7 +122,7 @@ fn never_without_checksum(family: Family) -> Row {
     let request = Datagram::request(family, Transport::Udp);
     let with = |word: u16| Datagram { payload: word.to_be_bytes().to_vec(), ..request.clone() };
     let comes_out_as_zero = |datagram: &Datagram| {
-        let packet = datagram.clone().to_backend(WEB1).packet();
+        let packet = datagram.clone().reaching(WEB1).packet();
         packet[packet.len() - 4..packet.len() - 2] == [0xff, 0xff]
     };
     let datagram = (0..=u16::MAX).map(with).find(comes_out_as_zero).expect("one of all checksums is 0");

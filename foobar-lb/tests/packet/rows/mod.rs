@@ -31,7 +31,9 @@ pub fn all() -> Vec<Row> {
 /// One row for each family and transport protocol.
 fn each(row: impl Fn(Family, Transport) -> Row) -> Vec<Row> {
     let families = Family::BOTH.into_iter();
-    families.flat_map(|family| [Transport::Ack, Transport::Udp].map(|transport| row(family, transport))).collect()
+    families
+        .flat_map(|family| [Transport::Ack, Transport::Udp].map(|transport| row(family, transport)))
+        .collect()
 }
 
 /// What a row of [`each`] is about.

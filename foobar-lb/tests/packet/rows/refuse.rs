@@ -77,7 +77,7 @@ fn no_backend(family: Family, transport: Transport) -> Row {
 fn another_protocol(family: Family) -> Row {
     let step = frame::ip(arriving(CLIENT, CLIENT_SIDE), CLIENT.ip(family), VIP.ip(family), 64);
     let mut frame = Vec::new();
-    step.write(&mut frame, IpNumber::GRE, &[0; 40]).unwrap();
+    step.write(&mut frame, IpNumber::GRE, &[0; 40]).expect("a vector takes all that is written");
     let image = Story::settled().image();
     Row::drops(format!("GRE to a VIP ({family:?})"), image, CLIENT_SIDE.index, frame, Reason::NoService)
 }
@@ -89,7 +89,7 @@ fn echo(family: Family) -> Row {
         Family::V4 => step.icmpv4_echo_request(1, 1).write(&mut frame, &[0; 56]),
         Family::V6 => step.icmpv6_echo_request(1, 1).write(&mut frame, &[0; 56]),
     }
-    .unwrap();
+    .expect("a vector takes all that is written");
     let image = Story::settled().image();
     Row::drops(format!("an echo request ({family:?})"), image, CLIENT_SIDE.index, frame, Reason::NoService)
 }

@@ -18,7 +18,9 @@ use crate::packet::{
 pub fn rows() -> Vec<Row> {
     let mut rows = each(two_arm);
     rows.extend(each(one_arm));
-    rows.extend(each(|family, transport| by_the_kernel("to an unresolved client", UNRESOLVED, family, transport)));
+    rows.extend(each(|family, transport| {
+        by_the_kernel("to an unresolved client", UNRESOLVED, family, transport)
+    }));
     rows.extend(each(|family, transport| {
         by_the_kernel("by an interface without the program", ELSEWHERE, family, transport)
     }));
@@ -42,7 +44,7 @@ fn reaches(name: String, datagram: &Datagram, out: Vec<u8>, verdict: Verdict) ->
 }
 
 fn reaches_client(name: String, datagram: &Datagram) -> Row {
-    let out = datagram.clone().to_client(leaving(CLIENT_SIDE, CLIENT)).frame();
+    let out = datagram.clone().returning(leaving(CLIENT_SIDE, CLIENT)).frame();
     reaches(name, datagram, out, Verdict::Redirect(CLIENT_SIDE.index))
 }
 
@@ -71,7 +73,7 @@ fn two_arm(family: Family, transport: Transport) -> Row {
 fn one_arm(family: Family, transport: Transport) -> Row {
     let datagram = reply_to(FAR, family, transport);
     let link: Link = leaving(BACKEND_SIDE, ROUTER);
-    let out = datagram.clone().to_client(link).frame();
+    let out = datagram.clone().returning(link).frame();
     reaches(called("a reply, one-arm", &datagram), &datagram, out, Verdict::Transmit)
 }
 

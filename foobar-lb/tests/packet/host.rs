@@ -1,0 +1,57 @@
+//! The data path on the host.
+
+use foobar_lb::{bpf::RememberedFlow, image::Image, twin::Twin};
+use foobar_lb_ebpf::{
+    layout::{Count, Traffic},
+    reason::{Reason, Verdict},
+};
+
+use super::{
+    DataPath,
+    world::{SEED, routes},
+};
+
+/// An arbitrary time, longer after boot than any flow is silent.
+const NOW: u64 = 1_000_000_000_000;
+
+/// The twin in the network of the table.
+pub struct Host(Twin);
+
+impl Host {
+    pub fn new(image: Image) -> Self {
+        let mut twin = Twin::new(image, SEED);
+        twin.now = NOW;
+        Self(twin)
+    }
+}
+
+impl DataPath for Host {
+    fn load(&mut self, image: &Image) {
+        *self = Self::new(image.clone());
+    }
+
+    fn now(&self) -> u64 {
+        self.0.now
+    }
+
+    fn remember(&mut self, flow: &RememberedFlow) -> bool {
+        self.0.remember(flow)
+    }
+
+    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict {
+        self.0.routes = routes(ingress);
+        self.0.run(frame, ingress)
+    }
+
+    fn remembered(&self) -> Vec<RememberedFlow> {
+        self.0.remembered()
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        self.0.reasons()
+    }
+
+    fn traffic(&self, backend: u32) -> Traffic {
+        self.0.traffic(backend)
+    }
+}
