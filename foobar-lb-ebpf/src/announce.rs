@@ -19,6 +19,9 @@ const OPTION_AT: u32 = TARGET_AT + size_of::<Target>() as u32;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
+/// Who has no address yet asks whether another has the one he wants.
+const UNSPECIFIED: [u8; 16] = [0; 16];
+
 const SOURCE_MAC: u8 = 1;
 const TARGET_MAC: u8 = 2;
 
@@ -67,7 +70,7 @@ fn answer_solicitation<T: Tables>(frame: &mut Frame<'_>, tables: &T, ingress: u3
 }
 
 /// The target of a solicitation whose only option is the asker's MAC, so that it can become an advertisement of
-/// the same length. One without (a duplicate address detection) is left to the kernel.
+/// the same length. Any other (a duplicate address detection) is left to the kernel.
 #[inline(always)]
 fn solicited(frame: &Frame<'_>) -> Option<Address> {
     let ip = frame.at::<Ipv6Hdr>(IP).ok()?;
@@ -75,7 +78,10 @@ fn solicited(frame: &Frame<'_>) -> Option<Address> {
     let option = frame.at::<LinkOption>(OPTION_AT).ok()?;
     let target = frame.at::<Target>(TARGET_AT).ok()?;
     // A hop limit of 255 proves that no router has forwarded it (RFC 4861, 7.1.1).
-    let asks = ip.next_hdr == ICMPV6 && ip.hop_limit == 255 && icmp.type_ == SOLICITATION;
+    let asks = ip.next_hdr == ICMPV6
+        && ip.hop_limit == 255
+        && ip.src_addr != UNSPECIFIED
+        && icmp.type_ == SOLICITATION;
     (asks && option.kind == SOURCE_MAC && option.length == 1).then_some(Address(target.0))
 }
 

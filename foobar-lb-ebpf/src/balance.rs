@@ -81,7 +81,7 @@ fn try_balance<T: Tables>(frame: &mut Frame<'_>, tables: &T, ingress: u32) -> Re
     if parsed.kind == Kind::Opaque {
         return pass_or_answer(frame, tables, ingress, readable, &parsed);
     }
-    let Translation { side, to, backend, next_hop } = match find_service(&parsed, tables) {
+    let Translation { side, to, backend, next_hop, remark } = match find_service(&parsed, tables) {
         Some(service) => translate_request(&parsed, service, tables)?,
         None => match tables.reply(&parsed.flow.source) {
             Some(reply) => translate_reply(&parsed, ingress, reply, tables)?,
@@ -91,6 +91,9 @@ fn try_balance<T: Tables>(frame: &mut Frame<'_>, tables: &T, ingress: u32) -> Re
     let bytes = frame.len();
     rewrite(frame, &parsed, side, to)?;
     tables.count_traffic(backend, side, bytes);
+    if let Some(remark) = remark {
+        tables.count(remark, bytes);
+    }
     // The kernel takes its own hop from the TTL.
     let next_hop = next_hop.ok_or(Reason::HandedToKernel)?;
     parsed.family.decrement_hops(frame, IP)?;
@@ -103,6 +106,8 @@ struct Translation<'t> {
     to: &'t Endpoint,
     backend: u32,
     next_hop: Option<NextHop>,
+    /// What the operator should know of it all the same.
+    remark: Option<Reason>,
 }
 
 #[inline(always)]
@@ -121,10 +126,9 @@ fn translate_request<'t, T: Tables>(
     let id = select_backend(parsed, service, tables)?;
     let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
     let next_hop = find_next_hop(parsed, &backend.next_hop)?;
-    if shares_subnet(&parsed.flow.source.address, backend) {
-        tables.count(Reason::ClientOnBackendSubnet, u64::from(parsed.ip.length));
-    }
-    Ok(Translation { side: Side::Destination, to: &backend.endpoint, backend: id, next_hop })
+    let past = shares_subnet(&parsed.flow.source.address, backend);
+    let remark = past.then_some(Reason::ClientOnBackendSubnet);
+    Ok(Translation { side: Side::Destination, to: &backend.endpoint, backend: id, next_hop, remark })
 }
 
 /// A backend's packet to a client of the service gets the service's address.
@@ -146,11 +150,10 @@ fn translate_reply<'t, T: Tables>(
         return Err(Reason::DirectClient);
     }
     check_forwardable(parsed)?;
-    if client.protocol == UDP && client.port == parsed.flow.source.port {
-        tables.count(Reason::ReplyToOwnPort, u64::from(parsed.ip.length));
-    }
+    let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
+    let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
     let next_hop = tables.route(parsed, ingress, &reply.service.address)?;
-    Ok(Translation { side: Side::Source, to: &reply.service, backend: reply.backend, next_hop })
+    Ok(Translation { side: Side::Source, to: &reply.service, backend: reply.backend, next_hop, remark })
 }
 
 #[inline(always)]

@@ -60,7 +60,7 @@ fn recall<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, service: &Service, 
     if closing && kind == Kind::Start {
         return None;
     }
-    let idle = if closing { CLOSING_IDLE } else { service.idle };
+    let idle = if closing { service.idle.min(CLOSING_IDLE) } else { service.idle };
     if now.saturating_sub(entry.seen()) > idle {
         return None;
     }
@@ -72,7 +72,7 @@ fn recall<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, service: &Service, 
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, flow: &FlowKey, backend: u32, now: u64) {
     let remembered = Remembered { backend, state: 0 };
-    if let Some(entry) = tables.remembered(flow) {
+    if let Some(entry) = tables.remembered(flow).or_else(|| tables.half_open(flow)) {
         entry.store(remembered, now);
     } else if !tables.insert_half_open(flow, Entry::new(remembered, now)) {
         tables.count(Reason::NotRemembered, 0);

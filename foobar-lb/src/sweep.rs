@@ -38,7 +38,7 @@ pub fn sweep(state: &mut State, bpf: &mut Bpf, now: Instant) -> Result<(), bpf::
 
 fn is_over(flow: &RememberedFlow, idle: Duration, clock: Duration) -> bool {
     let closing = flow.remembered.state & entry_state::CLOSING != 0;
-    let idle = if closing { Duration::from_nanos(CLOSING_IDLE) } else { idle };
+    let idle = if closing { idle.min(Duration::from_nanos(CLOSING_IDLE)) } else { idle };
     clock.saturating_sub(Duration::from_nanos(flow.seen)) > idle
 }
 

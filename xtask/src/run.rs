@@ -52,6 +52,8 @@ pub fn run(once: bool) -> Result<ExitCode> {
     let mut command = sandbox::command(env::current_exe()?, Network::Host)?;
     command.arg("run-inside").arg(built.executable("foobar-lb")?).arg(built.executable("foobar-site")?);
     command.args(once.then_some("--once"));
+    // Ctrl-C is how a run ends well: it is for the inside to answer, and no reason to die of it afterwards.
+    flag::register(SIGINT, Arc::default())?;
     let status = sandbox::wait(&mut command)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
