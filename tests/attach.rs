@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 
 use crate::support::SOON;
-use crate::support::balancer::{Balancer, Files, Refusal, binary};
+use crate::support::balancer::{Balancer, Ending, Files, binary};
 use crate::support::config::all_kinds;
 use crate::support::conversation::{Protocol, ask};
 use crate::support::echo::start_pair;
@@ -34,7 +34,7 @@ fn missing_privileges() -> Result<()> {
     words.extend(files.attach_words(network.interfaces, &[])?);
     let mut process = network.balancer.start("unprivileged", &words)?;
     let exit = process.wait(SOON)?;
-    let refusal = Refusal { code: exit.code(), output: process.output()? };
+    let refusal = Ending { code: exit.code(), output: process.output()? };
     refusal.expect(1, &["CAP_BPF", "CAP_NET_ADMIN"])?;
     expect_nothing_left(&network, &files, &before)
 }

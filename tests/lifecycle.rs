@@ -27,6 +27,23 @@ fn it_ends_cleanly_as_often_as_it_starts() -> Result<()> {
 }
 
 #[test]
+fn detach_takes_it_off_one_interface_and_then_ends_it() -> Result<()> {
+    let network = Network::new("lifecycle-detach", Arms::Two)?;
+    let _echoes = start_pair(&network)?;
+    let before = Traces::of(&network.balancer)?;
+    let mut balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
+    balancer.detach(&["eth0"])?.expect(0, &["detached from eth0\n"])?;
+    let left = balancer.status()?.interfaces;
+    ensure!(left.iter().map(|interface| &interface.name).eq(["eth1"]), "still attached to {left:?}");
+    balancer.detach(&["eth0"])?.expect(1, &["not attached to eth0"])?;
+    balancer.detach(&[])?.expect(0, &["detached from eth1; the daemon ends"])?;
+    let exit = balancer.process.wait(SOON)?;
+    ensure!(exit.success(), "foobar-lb ended with {exit}");
+    before.expect_no_change(&network.balancer)?;
+    balancer.detach(&[])?.expect(0, &["nothing is attached"])
+}
+
+#[test]
 fn ctrl_c_twice_ends_it_cleanly() -> Result<()> {
     let network = Network::new("lifecycle-twice", Arms::Two)?;
     let _echoes = start_pair(&network)?;

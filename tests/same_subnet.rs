@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::support::balancer::{Balancer, Files, Refusal, foobar_lb};
+use crate::support::balancer::{Balancer, Ending, Files, foobar_lb};
 use crate::support::config::{Service, services};
 use crate::support::conversation::{Protocol, ask, connect};
 use crate::support::echo::Echo;
@@ -38,7 +38,7 @@ fn check_warns_of_it() -> Result<()> {
     let network = Network::new("same-subnet-check", Arms::Two)?;
     let files = Files::write(&network.balancer, &web_and_app())?;
     let output = foobar_lb(&network.balancer)?.arg("check").arg(&files.config).output()?;
-    Refusal::from(output).expect(0, &["app-v4", "10.0.1.0/24"])
+    Ending::from(output).expect(0, &["app-v4", "10.0.1.0/24"])
 }
 
 fn web_and_app() -> String {

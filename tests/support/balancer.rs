@@ -21,6 +21,7 @@ const SEED: &str = "0x0123456789abcdef";
 pub struct Balancer {
     pub process: Process,
     namespace: Namespace,
+    config: PathBuf,
     socket: PathBuf,
 }
 
@@ -43,7 +44,12 @@ impl Balancer {
         let files = Files::write(namespace, services)?;
         let mut process = namespace
             .start(&format!("{}-foobar-lb", namespace.name()), files.attach_words(interfaces, options)?)?;
-        let balancer = |process| Self { process, namespace: namespace.clone(), socket: files.socket.clone() };
+        let balancer = |process| Self {
+            process,
+            namespace: namespace.clone(),
+            config: files.config.clone(),
+            socket: files.socket.clone(),
+        };
         let ready = wait_for(EVENTUALLY, "the balancer's answer", || {
             let ended = process.has_ended().unwrap_or(true);
             let answered = status(namespace, &files.socket).is_ok();
@@ -91,6 +97,13 @@ impl Balancer {
         let counted =
             status.reasons.get(reason).with_context(|| format!("no reason {reason} in {status:?}"))?;
         Ok(counted.packets)
+    }
+
+    /// `foobar-lb detach`, and how that ended.
+    pub fn detach(&self, interfaces: &[&str]) -> Result<Ending> {
+        let mut detach = foobar_lb(&self.namespace)?;
+        detach.arg("detach").args(interfaces).arg("--config").arg(&self.config);
+        Ok(detach.output()?.into())
     }
 
     /// Ends it as Ctrl-C (SIGINT) or a service manager (SIGTERM) does; it must exit with 0.
@@ -146,7 +159,7 @@ impl Files {
     }
 
     /// Attaches, expecting it to end by itself, and returns how it ended.
-    pub fn attach_in_vain(&self, namespace: &Namespace, interfaces: &[&str]) -> Result<Refusal> {
+    pub fn attach_in_vain(&self, namespace: &Namespace, interfaces: &[&str]) -> Result<Ending> {
         self.attach_in_vain_with(namespace, interfaces, &["--sysctl"])
     }
 
@@ -156,22 +169,22 @@ impl Files {
         namespace: &Namespace,
         interfaces: &[&str],
         options: &[&str],
-    ) -> Result<Refusal> {
+    ) -> Result<Ending> {
         let words = self.attach_words(interfaces, options)?;
         let mut process = namespace.start("refused", &words)?;
         let exit = process.wait(EVENTUALLY)?;
-        Ok(Refusal { code: exit.code(), output: process.output()? })
+        Ok(Ending { code: exit.code(), output: process.output()? })
     }
 }
 
-/// How a command that should fail ended.
+/// How a command ended.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct Ending {
     pub code: Option<i32>,
     pub output: String,
 }
 
-impl Refusal {
+impl Ending {
     /// The exit code must be this, and the output contain all of `words`.
     pub fn expect(&self, code: i32, words: &[&str]) -> Result<()> {
         ensure!(self.code == Some(code), "the exit code is not {code}: {self:?}");
@@ -182,7 +195,7 @@ impl Refusal {
     }
 }
 
-impl From<Output> for Refusal {
+impl From<Output> for Ending {
     fn from(output: Output) -> Self {
         let text = [output.stdout, output.stderr].concat();
         Self { code: output.status.code(), output: String::from_utf8_lossy(&text).into_owned() }
@@ -261,6 +274,6 @@ pub struct Counted {
 
 fn status(namespace: &Namespace, socket: &Path) -> Result<Status> {
     let output = foobar_lb(namespace)?.args(["status", "--json", "--socket"]).arg(socket).output()?;
-    ensure!(output.status.success(), "no status: {:?}", Refusal::from(output));
+    ensure!(output.status.success(), "no status: {:?}", Ending::from(output));
     serde_json::from_slice(&output.stdout).context("the status is not what it should be")
 }
