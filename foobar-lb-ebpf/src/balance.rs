@@ -1,13 +1,14 @@
 //! The way of a packet through the balancer, on one screen: [`balance`] and what it calls, top-down.
 
 use crate::{
-    announce, conntrack,
+    announce,
+    conntrack::{self, Conntrack},
     flow::{HashKey, IP, Kind, Parsed, hash, reduce},
     forward::{rewrite, transmit},
     headers::Side,
     layout::{
-        Address, Backend, Endpoint, Entry, FlowKey, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service,
-        Slot, UDP, address_flag,
+        Address, Backend, Endpoint, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service, Slot, UDP,
+        address_flag,
     },
     packet::{Frame, Packet},
     reason::{Action, Reason, Verdict},
@@ -15,6 +16,11 @@ use crate::{
 
 /// What the data path asks of its maps and of the kernel; `layout` says what each map holds.
 pub trait Tables {
+    /// Where it keeps remembered flows.
+    type Conntrack: Conntrack;
+
+    /// Remembered flows.
+    fn conntrack(&self) -> &Self::Conntrack;
     /// The key of the flow hash.
     fn hash_key(&self) -> &HashKey;
     /// The service of clients' packets to this end.
@@ -36,20 +42,6 @@ pub trait Tables {
 
     /// Nanoseconds of a clock that never goes back.
     fn now(&self) -> u64;
-    /// A remembered flow that showed a SYN only.
-    fn half_open(&self, flow: &FlowKey) -> Option<&Entry>;
-    /// Any other remembered flow.
-    fn remembered(&self, flow: &FlowKey) -> Option<&Entry>;
-    /// Remembers a flow that begins; false where there is no room.
-    fn insert_half_open(&self, flow: &FlowKey, entry: Entry) -> bool;
-    /// Remembers a flow that answered a SYN-ACK; false where there is no room.
-    fn insert_established(&self, flow: &FlowKey, entry: Entry) -> bool;
-    /// Remembers a flow first seen in mid-flow; false where there is no room.
-    fn insert_adopted(&self, flow: &FlowKey, entry: Entry) -> bool;
-    /// Forgets a flow that showed a SYN only.
-    fn forget_half_open(&self, flow: &FlowKey);
-    /// Forgets a flow altogether.
-    fn forget(&self, flow: &FlowKey);
 
     /// Counts a frame of this many bytes under a reason.
     fn count(&self, reason: Reason, bytes: u64);

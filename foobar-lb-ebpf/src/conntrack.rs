@@ -7,74 +7,106 @@
 
 use crate::{
     balance::Tables,
-    flow::Kind,
+    flow::{Kind, Sign},
     layout::{Entry, FlowKey, NO_BACKEND, Remembered, Service, Slot, TRACES, backend_flag, entry_state},
     reason::Reason,
 };
 
-/// Silence after which a flow that showed FIN or RST is forgotten: the maximum segment lifetime that Linux'
-/// TIME_WAIT waits for. Nanoseconds.
-pub const CLOSING_IDLE: u64 = 60_000_000_000;
+/// Where flows are remembered.
+pub trait Conntrack {
+    /// A flow that showed a SYN only.
+    fn half_open(&self, flow: &FlowKey) -> Option<&Entry>;
+    /// Any other remembered flow.
+    fn remembered(&self, flow: &FlowKey) -> Option<&Entry>;
+    /// Remembers a flow that begins; false where there is no room.
+    fn insert_half_open(&self, flow: &FlowKey, entry: Entry) -> bool;
+    /// Remembers a flow that answered a SYN-ACK; false where there is no room.
+    fn insert_established(&self, flow: &FlowKey, entry: Entry) -> bool;
+    /// Remembers a flow first seen in mid-flow; false where there is no room.
+    fn insert_adopted(&self, flow: &FlowKey, entry: Entry) -> bool;
+    /// Forgets a flow that showed a SYN only.
+    fn forget_half_open(&self, flow: &FlowKey);
+    /// Forgets a flow altogether.
+    fn forget(&self, flow: &FlowKey);
+}
+
+/// Silence after which a flow is forgotten that is about to end, as a FIN or RST shows, or has only sent a SYN: as
+/// long as Linux' TIME_WAIT, and about as long as it keeps sending SYN-ACKs. Nanoseconds.
+pub const BRIEF_IDLE: u64 = 60_000_000_000;
+
+/// Whether a remembered flow has been silent for too long. `idle` is its service's limit, `silent` how long it has
+/// been; both in nanoseconds.
+#[inline(always)]
+pub fn is_over(state: u32, idle: u64, silent: u64) -> bool {
+    let brief = state & (entry_state::ENDING | entry_state::OPENING) != 0;
+    silent > if brief { idle.min(BRIEF_IDLE) } else { idle }
+}
 
 /// The backend of a packet whose slot is not settled.
 #[inline(always)]
 pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, service: &Service) -> u32 {
     let now = tables.now();
     let moving = slot.previous != TRACES;
-    let known = recall(tables, flow, kind, service, now);
+    let entry = find(tables.conntrack(), flow);
+    let known = entry.and_then(|entry| recall(tables, entry, kind, service, now));
     match (kind, known) {
-        (Kind::Error { .. } | Kind::Opaque, Some(backend)) => backend,
+        (Kind::Error { .. } | Kind::Opaque | Kind::Start, Some(known)) => known.backend,
         (Kind::Error { .. } | Kind::Opaque, None) if moving => slot.previous,
         (Kind::Error { .. } | Kind::Opaque, None) => slot.owner,
-        (Kind::Start, Some(backend)) => backend,
         (Kind::Start, None) if moving && slot.owner != NO_BACKEND => {
             remember(tables, flow, slot.owner, now);
             slot.owner
         }
-        (Kind::Start, None) => {
-            tables.forget(flow);
-            slot.owner
+        (Kind::Ongoing(sign), Some(known)) => {
+            touch(tables, flow, sign, known, now);
+            known.backend
         }
-        (Kind::Ongoing | Kind::Closing, Some(backend)) => {
-            touch(tables, flow, kind, backend, now);
-            backend
-        }
-        (Kind::Ongoing | Kind::Closing, None) if moving => {
-            adopt(tables, flow, kind, slot.previous, now);
+        (Kind::Ongoing(sign), None) if moving => {
+            adopt(tables, flow, sign, slot.previous, now);
             slot.previous
         }
-        (Kind::Ongoing | Kind::Closing, None) => slot.owner,
+        (Kind::Start | Kind::Ongoing(_), None) => {
+            // What does not count now must not count later, when its backend serves again.
+            if entry.is_some() {
+                tables.conntrack().forget(flow);
+            }
+            slot.owner
+        }
     }
 }
 
-/// The backend a flow is remembered on, if the entry is alive for this kind of packet and the backend serves.
 #[inline(always)]
-fn recall<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, service: &Service, now: u64) -> Option<u32> {
-    let entry = match tables.remembered(flow) {
-        Some(entry) => entry,
-        None => tables.half_open(flow)?,
-    };
-    let Remembered { backend, state } = entry.load();
-    let closing = state & entry_state::CLOSING != 0;
+fn find<'c>(conntrack: &'c impl Conntrack, flow: &FlowKey) -> Option<&'c Entry> {
+    conntrack.remembered(flow).or_else(|| conntrack.half_open(flow))
+}
+
+/// What is remembered of a flow, if it is alive for this kind of packet and its backend serves.
+#[inline(always)]
+fn recall<T: Tables>(
+    tables: &T,
+    entry: &Entry,
+    kind: Kind,
+    service: &Service,
+    now: u64,
+) -> Option<Remembered> {
+    let known = entry.load();
     // A client may use the port of a flow that it has closed again.
-    if closing && kind == Kind::Start {
+    let is_old = known.state & entry_state::ENDING != 0 && kind == Kind::Start;
+    if is_old || is_over(known.state, service.idle, now.saturating_sub(entry.seen())) {
         return None;
     }
-    let idle = if closing { service.idle.min(CLOSING_IDLE) } else { service.idle };
-    if now.saturating_sub(entry.seen()) > idle {
-        return None;
-    }
-    let serves = tables.backend(backend)?.flags & backend_flag::SERVES != 0;
-    serves.then_some(backend)
+    let serves = tables.backend(known.backend)?.flags & backend_flag::SERVES != 0;
+    serves.then_some(known)
 }
 
 /// A flow begins on `backend`. An entry that is already there is overwritten in place, whatever it said.
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, flow: &FlowKey, backend: u32, now: u64) {
-    let remembered = Remembered { backend, state: 0 };
-    if let Some(entry) = tables.remembered(flow).or_else(|| tables.half_open(flow)) {
+    let conntrack = tables.conntrack();
+    let remembered = Remembered { backend, state: entry_state::OPENING };
+    if let Some(entry) = find(conntrack, flow) {
         entry.store(remembered, now);
-    } else if !tables.insert_half_open(flow, Entry::new(remembered, now)) {
+    } else if !conntrack.insert_half_open(flow, Entry::new(remembered, now)) {
         tables.count(Reason::NotRemembered, 0);
     }
 }
@@ -82,16 +114,17 @@ fn remember<T: Tables>(tables: &T, flow: &FlowKey, backend: u32, now: u64) {
 /// A remembered flow sent again: its life is renewed, or shortened by FIN or RST. The first packet after the
 /// SYN shows a client that really is there, which lifts the flow out of reach of a SYN flood.
 #[inline(always)]
-fn touch<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, backend: u32, now: u64) {
-    let remembered = Remembered { backend, state: state_after(kind) };
-    if let Some(entry) = tables.remembered(flow) {
+fn touch<T: Tables>(tables: &T, flow: &FlowKey, sign: Sign, known: Remembered, now: u64) {
+    let conntrack = tables.conntrack();
+    let remembered = Remembered { state: state_after(sign, known.state), ..known };
+    if let Some(entry) = conntrack.remembered(flow) {
         entry.store(remembered, now);
-    } else if tables.insert_established(flow, Entry::new(remembered, now)) {
-        tables.forget_half_open(flow);
+    } else if conntrack.insert_established(flow, Entry::new(remembered, now)) {
+        conntrack.forget_half_open(flow);
     } else {
         tables.count(Reason::NotRemembered, 0);
         // It stays within reach of the flood, but does not die of age.
-        if let Some(entry) = tables.half_open(flow) {
+        if let Some(entry) = conntrack.half_open(flow) {
             entry.store(remembered, now);
         }
     }
@@ -100,16 +133,24 @@ fn touch<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, backend: u32, now: u
 /// A flow that began before the move is remembered on the previous owner. One that finds no room goes there all
 /// the same, as long as the slot is moving.
 #[inline(always)]
-fn adopt<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, backend: u32, now: u64) {
-    let remembered = Remembered { backend, state: state_after(kind) };
-    if let Some(entry) = tables.remembered(flow) {
+fn adopt<T: Tables>(tables: &T, flow: &FlowKey, sign: Sign, backend: u32, now: u64) {
+    let conntrack = tables.conntrack();
+    let remembered = Remembered { backend, state: state_after(sign, 0) };
+    if let Some(entry) = conntrack.remembered(flow) {
         entry.store(remembered, now);
-    } else if !tables.insert_adopted(flow, Entry::new(remembered, now)) {
+    } else if !conntrack.insert_adopted(flow, Entry::new(remembered, now)) {
         tables.count(Reason::NotRemembered, 0);
     }
 }
 
+/// Data shows that the flow goes on, and that a FIN or RST before was forged. So does an acknowledgement after a RST;
+/// but after a FIN the acknowledgement of the other side's FIN is the last packet of all.
 #[inline(always)]
-fn state_after(kind: Kind) -> u32 {
-    if kind == Kind::Closing { entry_state::CLOSING } else { 0 }
+fn state_after(sign: Sign, before: u32) -> u32 {
+    match sign {
+        Sign::Data => 0,
+        Sign::Acknowledgement => before & entry_state::CLOSING,
+        Sign::Fin => entry_state::CLOSING,
+        Sign::Reset => entry_state::RESET,
+    }
 }

@@ -15,9 +15,7 @@ pub enum Kind {
     /// A TCP SYN: the flow begins.
     Start,
     /// A packet of a flow that may exist.
-    Ongoing,
-    /// The same, with FIN or RST set.
-    Closing,
+    Ongoing(Sign),
     /// An ICMP error about a packet of the flow, quoted at this offset.
     Error {
         /// Where the quoted IP header begins, bytes from the start of the frame.
@@ -27,6 +25,19 @@ pub enum Kind {
     },
     /// No ports to be seen: another protocol, or a fragment that is not the first.
     Opaque,
+}
+
+/// What a packet shows of the life of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It goes on: data, or a datagram.
+    Data,
+    /// Nothing by itself: an acknowledgement also follows the last FIN.
+    Acknowledgement,
+    /// The client has no more to send.
+    Fin,
+    /// It ends at once.
+    Reset,
 }
 
 /// A packet, parsed.
@@ -85,14 +96,31 @@ impl Parsed {
     #[inline(always)]
     fn parse_transport(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
         let kind = match self.ip.protocol {
-            TCP => frame.at::<TcpHdr>(self.ip.next).map(tcp_kind),
-            _ => frame.at::<UdpHdr>(self.ip.next).map(|_| Kind::Ongoing),
+            TCP => frame.at::<TcpHdr>(self.ip.next).map(|tcp| self.tcp_kind(tcp)),
+            _ => frame.at::<UdpHdr>(self.ip.next).map(|_| Kind::Ongoing(Sign::Data)),
         };
         let (Ok(kind), Ok(ports)) = (kind, frame.at::<Ports>(self.ip.next)) else { return Ok(()) };
         self.kind = kind;
         set_ports(&mut self.flow.source, ports.source, self.ip.protocol);
         set_ports(&mut self.flow.destination, ports.destination, self.ip.protocol);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn tcp_kind(&self, tcp: &TcpHdr) -> Kind {
+        const WORD: u32 = size_of::<u32>() as u32;
+        let headers = self.ip.next - IP + u32::from(tcp.doff()) * WORD;
+        if tcp.rst() != 0 {
+            Kind::Ongoing(Sign::Reset)
+        } else if tcp.fin() != 0 {
+            Kind::Ongoing(Sign::Fin)
+        } else if tcp.syn() != 0 && tcp.ack() == 0 {
+            Kind::Start
+        } else if u32::from(self.ip.length) > headers {
+            Kind::Ongoing(Sign::Data)
+        } else {
+            Kind::Ongoing(Sign::Acknowledgement)
+        }
     }
 
     /// An ICMP error belongs to the flow of the packet it quotes. One that was not sent to
@@ -129,17 +157,6 @@ impl Default for Parsed {
 fn set_ports(end: &mut Endpoint, port: [u8; 2], protocol: u8) {
     end.port = port;
     end.protocol = protocol;
-}
-
-#[inline(always)]
-fn tcp_kind(tcp: &TcpHdr) -> Kind {
-    if tcp.fin() != 0 || tcp.rst() != 0 {
-        Kind::Closing
-    } else if tcp.syn() != 0 && tcp.ack() == 0 {
-        Kind::Start
-    } else {
-        Kind::Ongoing
-    }
 }
 
 /// The key of the flow hash: one word for each word of a flow.

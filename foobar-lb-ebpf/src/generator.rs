@@ -1,6 +1,6 @@
-//! The flow generator of `cargo xtask bench kernel`: an XDP program that puts a packet in its place, one of another
-//! flow each time, and hands it to the program that is measured. A test run restores nothing between its
-//! repetitions, so without it a program would be timed on its own output. What to measure is left to the bench.
+//! The flow generator of benches and tests: an XDP program that puts a packet in its place, one of another flow each
+//! time, and hands it to the program behind it. A test run restores nothing between its repetitions, so without it a
+//! program would be run on its own output. What to send is left to whoever loads it.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -22,9 +22,9 @@ mod kernel {
     /// Clients have so many ports each.
     const PORTS: u32 = 16;
 
-    /// The program that is measured; none: what generating costs by itself.
+    /// The program that the packets are for; none: what generating costs by itself.
     #[map]
-    static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
+    static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
     /// How many packets there were.
     #[map]
     static GENERATED: Array<u32> = Array::with_max_entries(1, 0);
@@ -55,7 +55,7 @@ mod kernel {
             return xdp_action::XDP_ABORTED;
         }
         // SAFETY: the map holds XDP programs only, and the context is the one this program was given.
-        unsafe { MEASURED.tail_call(&context, 0) };
+        unsafe { NEXT.tail_call(&context, 0) };
         xdp_action::XDP_PASS
     }
 

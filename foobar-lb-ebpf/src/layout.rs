@@ -30,6 +30,9 @@ pub mod name {
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); flows first seen in mid-flow; hash, refuses when
     /// full. A map of its own, so that a flood of packets of flows that never were leaves room for newborn ones.
     pub const ADOPTED: &str = "ADOPTED";
+    /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); LRU of all flows, in the program that tracks them all
+    /// and has it instead of the three.
+    pub const FLOWS: &str = "FLOWS";
     /// Backend id -> [`Traffic`](super::Traffic); per-CPU array.
     pub const TRAFFIC: &str = "TRAFFIC";
     /// Reason -> [`Count`](super::Count); per-CPU array.
@@ -60,6 +63,8 @@ pub mod capacity {
     pub const ESTABLISHED: u32 = 131_072;
     /// Flows first seen in mid-flow.
     pub const ADOPTED: u32 = 131_072;
+    /// All flows.
+    pub const FLOWS: u32 = HALF_OPEN + ESTABLISHED + ADOPTED;
 }
 
 /// An IPv6 address, or an IPv4 address mapped into one. Aligned, because the verifier wants every access to the
@@ -265,8 +270,14 @@ pub struct Entry {
 
 /// Bits of [`Remembered::state`].
 pub mod entry_state {
-    /// The last packet had FIN or RST set.
+    /// A FIN was seen, and nothing but acknowledgements since.
     pub const CLOSING: u32 = 1;
+    /// The last packet had RST set.
+    pub const RESET: u32 = 2;
+    /// Only a SYN was seen so far.
+    pub const OPENING: u32 = 4;
+    /// The flow has shown its end.
+    pub const ENDING: u32 = CLOSING | RESET;
 }
 
 /// The first word of an [`Entry`].

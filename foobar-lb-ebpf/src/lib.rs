@@ -1,4 +1,4 @@
-//! The data path of foobar-lb, written once and built twice: for the kernel, where `main.rs` lends it real
+//! The data path of foobar-lb, written once and built twice: for the kernel, where `shell.rs` lends it real
 //! maps and packets, and for the host, where tests, the fuzzer and `explain` lend it ordinary memory.
 //!
 //! Start at [`balance::balance`]: the whole path is on that screen.

@@ -1,8 +1,9 @@
-//! The only file that names aya: loads the data path, attaches it, writes its maps step by step and reads its
-//! counters and remembered flows. It decides nothing.
+//! The only module that names aya: loads the data path, attaches it, writes its maps step by step and reads its
+//! counters. It decides nothing. Remembered flows are in `bpf/flows.rs`.
+
+mod flows;
 
 use std::{
-    collections::{BTreeMap, HashSet},
     io,
     os::fd::AsFd,
     sync::atomic::{AtomicU64, Ordering},
@@ -11,25 +12,26 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{
-        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs, xdp::XdpLinkId},
 };
 use aya_log::EbpfLogger;
+use flows::Flows;
 use foobar_lb_ebpf::{
     flow::hash_key,
-    layout::{
-        Address, Backend, Count, DirectKey, Endpoint, FlowKey, Interface, Remembered, Reply, Service, Slot,
-        Traffic, name,
-    },
+    layout::{Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Traffic, name},
     reason::Reason,
 };
 use memmap2::{MmapOptions, MmapRaw};
 use tokio::io::{Interest, unix::AsyncFd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
-use crate::plan::Step;
+use crate::{
+    plan::Step,
+    sweep::{RememberedFlow, Store},
+};
 
 /// Why the data path does not run, or does not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,14 @@ pub enum Error {
     /// The slots could not be mapped into memory.
     #[error("cannot map the slots into memory")]
     Mmap(#[source] io::Error),
+    /// The kernel did not tell how much memory a map takes.
+    #[error("cannot read how much memory the map {map} takes")]
+    Memory {
+        /// The map.
+        map: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
 }
 
 /// Where the program runs on an interface.
@@ -100,12 +110,15 @@ pub struct Capacities {
     pub slots: u32,
     /// Backends of all services together.
     pub backends: u32,
+    /// Remembered flows that showed more than a SYN: half of them from their SYN on, half from mid-flow on.
+    pub flows: u32,
+    /// Remembered flows that showed a SYN only.
+    pub half_open: u32,
 }
 
 type Words<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 
 const ENDPOINT: usize = size_of::<Endpoint>();
-const FLOW: usize = size_of::<FlowKey>();
 
 /// The loaded data path. Dropping it detaches it.
 pub struct Bpf {
@@ -119,40 +132,35 @@ pub struct Bpf {
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     traffic: PerCpuArray<MapData, [u8; size_of::<Traffic>()]>,
     reasons: PerCpuArray<MapData, [u8; size_of::<Count>()]>,
-    remembered: BTreeMap<&'static str, HashMap<MapData, [u8; FLOW], [u64; 2]>>,
-}
-
-/// A remembered flow as it was read.
-#[derive(Clone, Copy, Debug)]
-pub struct RememberedFlow {
-    /// The map that holds it.
-    pub map: &'static str,
-    /// The flow.
-    pub flow: FlowKey,
-    /// Its backend and state.
-    pub remembered: Remembered,
-    /// When it last sent, nanoseconds of CLOCK_MONOTONIC.
-    pub seen: u64,
+    flows: Vec<Flows>,
 }
 
 impl Bpf {
     /// Loads program and maps into the kernel, attached nowhere.
     pub fn load(capacities: Capacities, seed: u64) -> Result<Self, Error> {
+        let object = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp"));
+        Self::load_object(object, capacities, seed)
+    }
+
+    /// Loads another object with the same program and maps, except that it remembers flows in some other of the maps
+    /// of [`name`]. Its bytes begin at a multiple of eight, as `include_bytes_aligned` takes care of.
+    pub fn load_object(object: &[u8], capacities: Capacities, seed: u64) -> Result<Self, Error> {
         let key = hash_key(seed);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global(name::HASH_KEY, &key, true)
             .map_max_entries(name::SLOTS, capacities.slots)
             .map_max_entries(name::BACKENDS, capacities.backends)
             .map_max_entries(name::TRAFFIC, capacities.backends)
-            .map_max_entries(name::REPLIES, capacities.backends)
-            .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp")))
-            .map_err(|error| Error::Load(Box::new(error)))?;
+            .map_max_entries(name::REPLIES, capacities.backends);
+        for (map, flows) in flows::capacities(capacities) {
+            loader.map_max_entries(map, flows);
+        }
+        let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
         program(&mut ebpf).load().map_err(|error| Error::Program(Box::new(error)))?;
-        let slots = map_slots(&mut ebpf, capacities.slots)?;
-        let remembered = [name::HALF_OPEN, name::ESTABLISHED, name::ADOPTED];
         Ok(Self {
-            slots,
+            slots: map_slots(&mut ebpf, capacities.slots)?,
             services: take(&mut ebpf, name::SERVICES)?,
             replies: take(&mut ebpf, name::REPLIES)?,
             addresses: take(&mut ebpf, name::ADDRESSES)?,
@@ -161,10 +169,7 @@ impl Bpf {
             backends: take(&mut ebpf, name::BACKENDS)?,
             traffic: take(&mut ebpf, name::TRAFFIC)?,
             reasons: take(&mut ebpf, name::REASONS)?,
-            remembered: remembered
-                .into_iter()
-                .map(|map| Ok((map, take(&mut ebpf, map)?)))
-                .collect::<Result<_, Error>>()?,
+            flows: flows::take(&mut ebpf)?,
             ebpf,
         })
     }
@@ -241,13 +246,22 @@ impl Bpf {
                 let removed = self.direct.remove(&Key::new(*bits, transmute!(*key)));
                 unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
             }
-            Step::RemoveBackend(id) => self.set_backend(*id, [0; size_of::<Backend>()]),
+            Step::RemoveBackend(id) => self.clear_backend(*id),
             Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
         }
     }
 
     fn set_backend(&mut self, id: u32, backend: [u8; size_of::<Backend>()]) -> Result<(), Error> {
         self.backends.set(id, backend, 0).map_err(failed(name::BACKENDS, "write"))
+    }
+
+    /// Its id is given again, and then its counters belong to another backend.
+    fn clear_backend(&mut self, id: u32) -> Result<(), Error> {
+        self.set_backend(id, [0; size_of::<Backend>()])?;
+        let cpus = self.traffic.get(&id, 0).map_err(failed(name::TRAFFIC, "read"))?.len();
+        let zeros = PerCpuValues::try_from(vec![[0; size_of::<Traffic>()]; cpus])
+            .expect("there are as many CPUs as before");
+        self.traffic.set(id, zeros, 0).map_err(failed(name::TRAFFIC, "write"))
     }
 
     fn store_slots(&self, first: u32, slots: &[Slot]) {
@@ -284,36 +298,22 @@ impl Bpf {
         Reason::ALL.iter().map(total).collect()
     }
 
-    /// All remembered flows; `None` if the kernel changed a map under way so that some may have been missed.
-    pub fn remembered(&self) -> Result<Option<Vec<RememberedFlow>>, Error> {
-        let mut flows = Vec::new();
-        for (&map, entries) in &self.remembered {
-            let mut seen_keys = HashSet::new();
-            for key in entries.keys() {
-                let key = key.map_err(failed(map, "read"))?;
-                // When the key it stands on is removed, the iteration begins anew.
-                if !seen_keys.insert(key) {
-                    return Ok(None);
-                }
-                match entries.get(&key, 0) {
-                    Ok([word, seen]) => flows.push(RememberedFlow {
-                        map,
-                        flow: transmute!(key),
-                        remembered: Remembered::from_word(word),
-                        seen,
-                    }),
-                    Err(MapError::KeyNotFound) => {}
-                    Err(error) => return Err(failed(map, "read")(error)),
-                }
+    /// Bytes of memory that the kernel has reserved for remembered flows.
+    pub fn flows_memory(&self) -> Result<u64, Error> {
+        self.flows.iter().map(Flows::memory).sum()
+    }
+}
+
+impl Store for Bpf {
+    type Error = Error;
+
+    fn retain(&mut self, mut keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
+        for flows in &mut self.flows {
+            if !flows.retain(&mut keep)? {
+                return Ok(false);
             }
         }
-        Ok(Some(flows))
-    }
-
-    /// Forgets a remembered flow.
-    pub fn forget(&mut self, flow: &RememberedFlow) -> Result<(), Error> {
-        let entries = self.remembered.get_mut(flow.map).expect("every flow was read from one of the maps");
-        remove(entries, transmute!(flow.flow), flow.map)
+        Ok(true)
     }
 }
 
@@ -328,11 +328,11 @@ pub fn describe_program(id: u32) -> String {
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {
     ebpf.program_mut(name::PROGRAM)
         .and_then(|program| program.try_into().ok())
-        .expect("the object that is compiled in has this XDP program")
+        .expect("the object has this XDP program")
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
-    let taken = ebpf.take_map(map).expect("the object that is compiled in has this map");
+    let taken = ebpf.take_map(map).expect("the object has this map");
     T::try_from(taken).map_err(failed(map, "use"))
 }
 

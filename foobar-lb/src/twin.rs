@@ -1,20 +1,18 @@
 //! The host twin of the data path: the same `balance`, over an image in ordinary memory instead of the kernel's maps.
 //! What only the kernel knows, the clock and the routes to clients, is told to it. Nothing here touches the kernel.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, HashMap},
-    net::Ipv6Addr,
-};
+mod flows;
 
-use elsa::FrozenVec;
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, net::Ipv6Addr};
+
+use flows::Maps;
 use foobar_lb_ebpf::{
     balance::{Tables, balance},
     flow::{HashKey, Parsed, hash_key},
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Entry, FlowKey, Interface, NextHop, Reply, Service,
-        Slot, Traffic, capacity, name,
+        Address, Backend, Count, DirectKey, Endpoint, Interface, NextHop, Reply, Service, Slot, Traffic,
+        capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -22,8 +20,9 @@ use foobar_lb_ebpf::{
 use ipnet::IpNet;
 
 use crate::{
-    bpf::RememberedFlow,
     image::{DirectPrefix, Image},
+    plan::Step,
+    sweep::{RememberedFlow, Store},
 };
 
 /// The kernel's way to the clients of a prefix, see [`Tables::route`]; interface 0: a neighbour is to be resolved.
@@ -37,9 +36,7 @@ pub struct Twin {
     pub routes: Vec<Route>,
     image: Image,
     hash_key: HashKey,
-    half_open: Flows,
-    established: Flows,
-    adopted: Flows,
+    flows: Maps,
     reasons: RefCell<Vec<Count>>,
     traffic: RefCell<BTreeMap<u32, Traffic>>,
 }
@@ -47,17 +44,29 @@ pub struct Twin {
 impl Twin {
     /// A twin whose maps hold this image and no remembered flow. `seed` is that of the flow hash.
     pub fn new(image: Image, seed: u64) -> Self {
+        Self::with_capacities(image, seed, capacity::ESTABLISHED + capacity::ADOPTED, capacity::HALF_OPEN)
+    }
+
+    /// A twin that remembers at most `half_open` flows that showed a SYN only, and of others at most half of `flows`
+    /// from their SYN on and half from mid-flow on.
+    pub fn with_capacities(image: Image, seed: u64, flows: u32, half_open: u32) -> Self {
         Self {
             now: 0,
             routes: Vec::new(),
             image,
             hash_key: hash_key(seed),
-            half_open: Flows::new(name::HALF_OPEN, capacity::HALF_OPEN),
-            established: Flows::new(name::ESTABLISHED, capacity::ESTABLISHED),
-            adopted: Flows::new(name::ADOPTED, capacity::ADOPTED),
+            flows: Maps::new(flows, half_open),
             reasons: RefCell::new(vec![Count::default(); Reason::ALL.len()]),
             traffic: RefCell::default(),
         }
+    }
+
+    /// Does one step of a plan; what is remembered stays.
+    pub fn apply(&mut self, step: &Step) {
+        if let Step::RemoveBackend(id) = step {
+            self.traffic.get_mut().remove(id);
+        }
+        self.image.apply(step);
     }
 
     /// Decides what becomes of a frame that arrives on the interface with this index, and rewrites it.
@@ -70,28 +79,33 @@ impl Twin {
         Reason::ALL.iter().copied().zip(self.reasons.borrow().iter().copied()).collect()
     }
 
-    /// What a backend was sent and sent back.
+    /// What a backend was sent and sent back since it got its id.
     pub fn traffic(&self, id: u32) -> Traffic {
         self.traffic.borrow().get(&id).copied().unwrap_or_default()
     }
 
-    /// All remembered flows.
-    pub fn remembered(&self) -> Vec<RememberedFlow> {
-        self.flows().into_iter().flat_map(Flows::list).collect()
-    }
-
     /// Remembers a flow as if its packets had been seen; false where there is no room.
     pub fn remember(&self, flow: &RememberedFlow) -> bool {
-        let flows = self.flows().into_iter().find(|flows| flows.map == flow.map);
-        flows.is_some_and(|flows| flows.insert(&flow.flow, Entry::new(flow.remembered, flow.seen)))
+        self.flows.remember(flow)
     }
+}
 
-    fn flows(&self) -> [&Flows; 3] {
-        [&self.half_open, &self.established, &self.adopted]
+impl Store for Twin {
+    type Error = Infallible;
+
+    fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Infallible> {
+        self.flows.retain(keep);
+        Ok(true)
     }
 }
 
 impl Tables for Twin {
+    type Conntrack = Maps;
+
+    fn conntrack(&self) -> &Maps {
+        &self.flows
+    }
+
     fn hash_key(&self) -> &HashKey {
         &self.hash_key
     }
@@ -142,40 +156,6 @@ impl Tables for Twin {
         self.now
     }
 
-    fn half_open(&self, flow: &FlowKey) -> Option<&Entry> {
-        self.half_open.get(flow)
-    }
-
-    fn remembered(&self, flow: &FlowKey) -> Option<&Entry> {
-        self.established.get(flow).or_else(|| self.adopted.get(flow))
-    }
-
-    /// The map of half-open flows makes room by itself.
-    fn insert_half_open(&self, flow: &FlowKey, entry: Entry) -> bool {
-        if self.half_open.is_full() {
-            self.half_open.forget_oldest();
-        }
-        self.half_open.insert(flow, entry)
-    }
-
-    fn insert_established(&self, flow: &FlowKey, entry: Entry) -> bool {
-        self.established.insert(flow, entry)
-    }
-
-    fn insert_adopted(&self, flow: &FlowKey, entry: Entry) -> bool {
-        self.adopted.insert(flow, entry)
-    }
-
-    fn forget_half_open(&self, flow: &FlowKey) {
-        self.half_open.forget(flow);
-    }
-
-    fn forget(&self, flow: &FlowKey) {
-        for flows in self.flows() {
-            flows.forget(flow);
-        }
-    }
-
     fn count(&self, reason: Reason, bytes: u64) {
         self.reasons.borrow_mut()[reason as usize].add(bytes);
     }
@@ -197,107 +177,11 @@ fn contains((prefix, bits): &DirectPrefix, key: &DirectKey) -> bool {
     prefix.list == key.list && difference.leading_zeros() >= client_bits
 }
 
-/// A map of remembered flows. The data path holds on to an entry while it adds and forgets others, so entries stay
-/// where they are and forgetting one only takes it off the index.
-struct Flows {
-    map: &'static str,
-    capacity: usize,
-    index: RefCell<HashMap<FlowKey, usize>>,
-    entries: FrozenVec<Box<Entry>>,
-}
-
-impl Flows {
-    fn new(map: &'static str, capacity: u32) -> Self {
-        Self { map, capacity: capacity as usize, index: RefCell::default(), entries: FrozenVec::new() }
-    }
-
-    fn get(&self, flow: &FlowKey) -> Option<&Entry> {
-        let place = self.index.borrow().get(flow).copied()?;
-        self.entries.get(place)
-    }
-
-    fn is_full(&self) -> bool {
-        self.index.borrow().len() == self.capacity
-    }
-
-    fn insert(&self, flow: &FlowKey, entry: Entry) -> bool {
-        if let Some(known) = self.get(flow) {
-            known.store(entry.load(), entry.seen());
-            return true;
-        }
-        if self.is_full() {
-            return false;
-        }
-        self.index.borrow_mut().insert(*flow, self.entries.len());
-        self.entries.push(Box::new(entry));
-        true
-    }
-
-    fn forget(&self, flow: &FlowKey) {
-        self.index.borrow_mut().remove(flow);
-    }
-
-    fn forget_oldest(&self) {
-        if let Some(oldest) = self.list().into_iter().min_by_key(|flow| flow.seen) {
-            self.forget(&oldest.flow);
-        }
-    }
-
-    fn list(&self) -> Vec<RememberedFlow> {
-        let remembered = |(flow, place): (&FlowKey, &usize)| {
-            let entry = &self.entries[*place];
-            RememberedFlow { map: self.map, flow: *flow, remembered: entry.load(), seen: entry.seen() }
-        };
-        self.index.borrow().iter().map(remembered).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use foobar_lb_ebpf::layout::{Remembered, TCP, mapped};
+    use foobar_lb_ebpf::layout::mapped;
 
     use super::*;
-
-    fn flow(number: u32) -> FlowKey {
-        let end = |address| Endpoint::new(mapped(address), [0, 80], TCP);
-        FlowKey { source: end(number.to_be_bytes()), destination: end([203, 0, 113, 80]) }
-    }
-
-    fn entry(seen: u64) -> Entry {
-        Entry::new(Remembered { backend: 0, state: 0 }, seen)
-    }
-
-    #[test]
-    fn a_full_map_refuses_others_and_takes_what_it_holds() {
-        let flows = Flows::new(name::ADOPTED, 2);
-        assert!(flows.insert(&flow(1), entry(1)) && flows.insert(&flow(2), entry(2)));
-        assert!(!flows.insert(&flow(3), entry(3)));
-        assert!(flows.insert(&flow(1), entry(4)));
-        flows.forget(&flow(2));
-        assert!(flows.insert(&flow(3), entry(3)));
-        assert_eq!(flows.get(&flow(1)).map(Entry::seen), Some(4));
-        assert!(flows.get(&flow(2)).is_none());
-    }
-
-    #[test]
-    fn an_entry_outlives_its_place_in_the_map() {
-        let flows = Flows::new(name::ADOPTED, 1);
-        flows.insert(&flow(1), entry(1));
-        let held = flows.get(&flow(1)).unwrap();
-        flows.forget(&flow(1));
-        flows.insert(&flow(2), entry(2));
-        assert_eq!(held.seen(), 1);
-    }
-
-    #[test]
-    fn half_open_flows_make_room_for_new_ones() {
-        let twin = Twin::new(Image::default(), 1);
-        let flows = u64::from(capacity::HALF_OPEN);
-        assert!((0..=flows).all(|number| twin.insert_half_open(&flow(number as u32), entry(number))));
-        assert!(twin.half_open(&flow(0)).is_none());
-        assert!(twin.half_open(&flow(1)).is_some());
-        assert_eq!(twin.remembered().len() as u64, flows);
-    }
 
     #[test]
     fn a_prefix_of_direct_clients_belongs_to_its_list() {

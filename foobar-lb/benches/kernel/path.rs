@@ -7,12 +7,12 @@ use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 use foobar_lb::bpf::Bpf;
 use foobar_lb_ebpf::reason::Reason;
 
-use crate::place::{
-    BACKENDS, CLIENT_V4, CLIENT_V6, NEIGHBOUR_MAC, OWN_MAC, STRANGER_V4, VIP_V4, VIP_V6, backends_of,
+use crate::{
+    generator::{Frame, Template},
+    place::{
+        BACKENDS, CLIENT_V4, CLIENT_V6, NEIGHBOUR_MAC, OWN_MAC, STRANGER_V4, VIP_V4, VIP_V6, backends_of,
+    },
 };
-
-/// All frames have the length of the generator's.
-pub type Frame = [u8; 80];
 
 /// Verdicts as the kernel writes them (linux/bpf.h, `enum xdp_action`).
 const XDP_PASS: u32 = 2;
@@ -65,12 +65,8 @@ pub struct Path {
     pub name: &'static str,
     /// What its packets are.
     pub kind: Kind,
-    /// The packet of the first flow.
-    pub frame: Frame,
-    /// Where in the frame the last two bytes of the client's address begin.
-    pub address_at: u32,
-    /// Where in the frame the client's port begins.
-    pub port_at: u32,
+    /// Its packets.
+    pub template: Template,
     /// What that packet may become.
     expected: Vec<Frame>,
 }
@@ -104,28 +100,28 @@ pub fn all() -> Vec<Path> {
 
 fn forward(name: &'static str, client: SocketAddr, vip: SocketAddr, flag: fn(Step) -> Step) -> Path {
     let expected = backends_of(vip).map(|backend| sent(client, backend, flag)).collect();
-    let path = untouched(name, Kind::Forward, client, vip);
-    Path { frame: arriving(client, vip, flag), expected, ..path }
+    let template = template(client, vip, flag);
+    Path { name, kind: Kind::Forward, template, expected }
 }
 
 fn reply(name: &'static str, client: SocketAddr, vip: SocketAddr) -> Path {
     let backend = backends_of(vip).next().expect("every service has backends");
+    let mut template = template(backend, client, acknowledge);
     // The destination's address stands right behind the source's, and so does its port.
-    let (address_at, port_at) = if vip.is_ipv4() { (32, 36) } else { (52, 56) };
-    Path {
-        name,
-        kind: Kind::Reply,
-        frame: arriving(backend, client, acknowledge),
-        address_at,
-        port_at,
-        expected: vec![sent(vip, client, acknowledge)],
-    }
+    template.address_at += if vip.is_ipv4() { 4 } else { 16 };
+    template.port_at += 2;
+    Path { name, kind: Kind::Reply, template, expected: vec![sent(vip, client, acknowledge)] }
 }
 
 fn untouched(name: &'static str, kind: Kind, client: SocketAddr, destination: SocketAddr) -> Path {
-    let frame = arriving(client, destination, acknowledge);
-    let (address_at, port_at) = if client.is_ipv4() { (28, 34) } else { (36, 54) };
-    Path { name, kind, frame, address_at, port_at, expected: vec![frame] }
+    let template = template(client, destination, acknowledge);
+    Path { name, kind, template, expected: vec![template.frame] }
+}
+
+/// Its flows differ in who sends.
+fn template(from: SocketAddr, to: SocketAddr, flag: fn(Step) -> Step) -> Template {
+    let (address_at, port_at) = if from.is_ipv4() { (28, 34) } else { (36, 54) };
+    Template { frame: arriving(from, to, flag), address_at, port_at }
 }
 
 type Step = PacketBuilderStep<TcpHeader>;

@@ -80,7 +80,8 @@ impl Place {
         let interface = if_nametoindex(INTERFACE).context("the interface is missing")?;
         let config = config::parse(CONFIG, "bench.toml")?;
         let slots = config.services.iter().map(|service| service.table_size).sum();
-        let mut bpf = Bpf::load(Capacities { slots, backends: BACKENDS }, SEED)?;
+        let [flows, half_open] = [config.daemon.flows, config.daemon.half_open];
+        let mut bpf = Bpf::load(Capacities { slots, backends: BACKENDS, flows, half_open }, SEED)?;
         let image = render(config, interface);
         for step in plan::diff(&Image::default(), &image) {
             bpf.apply(&step)?;

@@ -39,6 +39,8 @@ pub enum Transport {
     Syn,
     SynAck,
     Ack,
+    /// Without payload, with options, as a client that only listens sends it.
+    BareAck,
     Fin,
     Rst,
     Udp,
@@ -62,6 +64,9 @@ pub struct Fragment {
     pub offset: u16,
     pub more: bool,
 }
+
+/// As many options as a timestamp takes.
+const NO_OPERATIONS: [u8; 12] = [1; 12];
 
 /// A TCP or UDP packet on a wire.
 #[derive(Clone, Debug)]
@@ -90,7 +95,10 @@ impl Datagram {
             options: &[],
             fragment: None,
             may_fragment: false,
-            payload: b"the payload, odd in length".to_vec(),
+            payload: match transport {
+                Transport::BareAck => Vec::new(),
+                _ => b"a payload of odd length".to_vec(),
+            },
         }
     }
 
@@ -152,6 +160,9 @@ impl Datagram {
         tcp.fin = self.transport == Transport::Fin;
         tcp.rst = self.transport == Transport::Rst;
         tcp.ack = self.transport != Transport::Syn;
+        if self.transport == Transport::BareAck {
+            tcp.set_options_raw(&NO_OPERATIONS).expect("there is room for these options");
+        }
         tcp
     }
 

@@ -1,14 +1,14 @@
 //! The data path on the host.
 
-use foobar_lb::{bpf::RememberedFlow, image::Image, twin::Twin};
+use foobar_lb::{image::Image, sweep::RememberedFlow, twin::Twin};
 use foobar_lb_ebpf::{
     layout::{Count, Traffic},
     reason::{Reason, Verdict},
 };
 
 use super::{
-    DataPath,
-    world::{SEED, routes},
+    DataPath, list,
+    world::{FLOWS, HALF_OPEN, SEED, routes},
 };
 
 /// An arbitrary time, longer after boot than any flow is silent.
@@ -19,7 +19,7 @@ pub struct Host(Twin);
 
 impl Host {
     pub fn new(image: Image) -> Self {
-        let mut twin = Twin::new(image, SEED);
+        let mut twin = Twin::with_capacities(image, SEED, FLOWS, HALF_OPEN);
         twin.now = NOW;
         Self(twin)
     }
@@ -43,8 +43,8 @@ impl DataPath for Host {
         self.0.run(frame, ingress)
     }
 
-    fn remembered(&self) -> Vec<RememberedFlow> {
-        self.0.remembered()
+    fn remembered(&mut self) -> Vec<RememberedFlow> {
+        list(&mut self.0).expect("memory can be read").expect("nobody else changes it")
     }
 
     fn reasons(&self) -> Vec<(Reason, Count)> {

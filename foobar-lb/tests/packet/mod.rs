@@ -9,10 +9,13 @@ pub mod world;
 
 use std::time::Duration;
 
-use foobar_lb::{bpf::RememberedFlow, image::Image};
+use foobar_lb::{
+    image::Image,
+    sweep::{RememberedFlow, Store},
+};
 use foobar_lb_ebpf::{
     headers::Side,
-    layout::{Count, Endpoint, FlowKey, Remembered, TCP, Traffic, entry_state, mapped, name},
+    layout::{Count, Endpoint, FlowKey, Remembered, TCP, Traffic, mapped, name},
     reason::{Action, Reason, Verdict},
 };
 
@@ -29,7 +32,7 @@ pub trait DataPath {
     /// Hands it a frame that arrived on the interface with this index.
     fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict;
     /// All remembered flows, in any order.
-    fn remembered(&self) -> Vec<RememberedFlow>;
+    fn remembered(&mut self) -> Vec<RememberedFlow>;
     /// How often each reason occurred.
     fn reasons(&self) -> Vec<(Reason, Count)>;
     /// What a backend was sent and sent back.
@@ -61,7 +64,8 @@ pub struct Memory {
     pub map: &'static str,
     pub flow: FlowKey,
     pub backend: u32,
-    pub closing: bool,
+    /// Bits of `entry_state`.
+    pub state: u32,
     /// How long the flow has been silent.
     pub age: Duration,
 }
@@ -171,11 +175,10 @@ impl Row {
 
     fn prepare(&self, path: &mut impl DataPath, now: u64) {
         for memory in &self.known {
-            let state = if memory.closing { entry_state::CLOSING } else { 0 };
             let flow = RememberedFlow {
                 map: memory.map,
                 flow: memory.flow,
-                remembered: Remembered { backend: memory.backend, state },
+                remembered: Remembered { backend: memory.backend, state: memory.state },
                 seen: now.saturating_sub(memory.age.as_nanos() as u64),
             };
             assert!(path.remember(&flow), "{}: no room for {memory:?}", self.name);
@@ -229,16 +232,26 @@ fn subtract(a: Count, b: Count) -> Count {
 }
 
 /// What is remembered, but for what [`fill`] put there. What was seen after `now` is as young as can be.
-pub fn memories(path: &impl DataPath, now: u64) -> Vec<Memory> {
+pub fn memories(path: &mut impl DataPath, now: u64) -> Vec<Memory> {
     let memory = |flow: RememberedFlow| Memory {
         map: flow.map,
         flow: flow.flow,
         backend: flow.remembered.backend,
-        closing: flow.remembered.state & entry_state::CLOSING != 0,
+        state: flow.remembered.state,
         age: Duration::from_nanos(now.saturating_sub(flow.seen)),
     };
     let remembered = path.remembered().into_iter().filter(|flow| flow.flow.destination != FILLER);
     remembered.map(memory).collect()
+}
+
+/// All flows that are remembered; none if the maps changed meanwhile.
+pub fn list<S: Store>(store: &mut S) -> Result<Option<Vec<RememberedFlow>>, S::Error> {
+    let mut flows = Vec::new();
+    let whole = store.retain(|flow| {
+        flows.push(*flow);
+        true
+    })?;
+    Ok(whole.then_some(flows))
 }
 
 /// The other end of flows that only take up room.

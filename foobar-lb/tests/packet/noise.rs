@@ -4,7 +4,7 @@ use std::{fmt, ops::Range, time::Duration};
 
 use foobar_lb::{
     image::Image,
-    model::{Down, Health, WhenEmpty},
+    model::{Down, Health, Remember, WhenEmpty},
 };
 use proptest::prelude::*;
 
@@ -69,10 +69,12 @@ fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
 
 /// Images that follow from what may happen to a balancer.
 pub fn images() -> impl Strategy<Value = Image> {
-    let settings = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (settings, prop::collection::vec(event(), 0..6)).prop_map(|((announce, refuse, local, known), events)| {
+    let settings = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let events = prop::collection::vec(event(), 0..6);
+    (settings, events).prop_map(|((announce, refuse, local, known, all), events)| {
         let mut story = Story::new().configured(|service| {
             service.announce = announce;
+            service.remember = if all { Remember::All } else { Remember::Needed };
             service.when_empty = if refuse { WhenEmpty::Refuse } else { WhenEmpty::FailOpen };
         });
         story = story.seen(|view| {

@@ -9,7 +9,7 @@ use std::{
 use foobar_lb::{
     health::{self, Report, Target},
     image::{Image, endpoint},
-    model::{self, Down, Health, Mode, Protocol, ServiceKey, WhenEmpty},
+    model::{self, Down, Health, Mode, Protocol, Remember, ServiceKey, UdpDrain, WhenEmpty},
     neighbour::{Link, NextHop, View},
     state::State,
     twin::Route,
@@ -24,6 +24,10 @@ use ipnet::IpNet;
 pub const SEED: u64 = 7;
 /// Of every interface.
 pub const MTU: u32 = 1500;
+/// Remembered flows that showed more than a SYN.
+pub const FLOWS: u32 = 1024;
+/// Remembered flows that showed a SYN only.
+pub const HALF_OPEN: u32 = 1024;
 /// Moves last as long, and so do remembered flows that are silent.
 pub const TRANSITION: Duration = Duration::from_secs(90);
 
@@ -331,6 +335,10 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
         mode: Mode::Nat,
         table_size: TABLE_SIZE,
         transition: TRANSITION,
+        idle: TRANSITION,
+        drain_time: None,
+        udp_drain: UdpDrain::Keep,
+        remember: Remember::Needed,
         direct: ["10.0.0.64/28", "fd00:a::40/124"].map(|prefix| prefix.parse().expect("a prefix")).to_vec(),
         announce: false,
         when_empty: WhenEmpty::FailOpen,

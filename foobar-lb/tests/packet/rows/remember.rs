@@ -8,9 +8,10 @@ use foobar_lb::{
     model::{Down, Health, Protocol, WhenEmpty},
 };
 use foobar_lb_ebpf::{
+    conntrack::BRIEF_IDLE,
     flow::{hash, hash_key, reduce},
     headers::Side,
-    layout::{SETTLED, TRACES, name},
+    layout::{SETTLED, TRACES, entry_state, name},
     reason::{Reason, Verdict},
 };
 
@@ -26,8 +27,8 @@ use crate::packet::{
 const LIVE: Duration = Duration::from_secs(1);
 /// More than what a flow may be silent.
 const IDLE: Duration = TRANSITION.saturating_add(LIVE);
-/// More than what a flow may be silent that showed FIN or RST.
-const CLOSED: Duration = Duration::from_secs(61);
+/// More than what a flow may be silent that showed FIN or RST, or a SYN only.
+const LATE: Duration = Duration::from_nanos(BRIEF_IDLE).saturating_add(LIVE);
 const NOW: Duration = Duration::ZERO;
 
 pub fn rows() -> Vec<Row> {
@@ -43,12 +44,12 @@ pub fn rows() -> Vec<Row> {
     .concat()
     .into_iter()
     .chain([moving_to_nobody_start(), moving_to_nobody_ongoing()])
-    .chain([promotion_without_room(), adoption_without_room()])
-    .chain([udp_while_moving(), adoption_in_ipv6()])
+    .chain([late_half_open(), promotion_without_room(), adoption_without_room()])
+    .chain([udp_while_moving(), adoption_in_ipv6(), last_ack_in_ipv6(), last_ack_with_ip_options()])
     .collect()
 }
 
-use Transport::{Ack, Fin, Rst, Syn};
+use Transport::{Ack, BareAck, Fin, Rst, Syn};
 
 /// A case of the table: what is known before, what the packet is, who gets it and what is remembered.
 struct Case(&'static str, Option<Known>, Transport, Host, Option<Known>);
@@ -58,24 +59,38 @@ struct Case(&'static str, Option<Known>, Transport, Host, Option<Known>);
 struct Known {
     map: &'static str,
     backend: Host,
-    closing: bool,
+    state: u32,
     age: Duration,
 }
 
 const fn half_open(backend: Host, age: Duration) -> Option<Known> {
-    Some(Known { map: name::HALF_OPEN, backend, closing: false, age })
+    Some(Known { map: name::HALF_OPEN, backend, state: entry_state::OPENING, age })
+}
+
+/// A SYN took the place of what was remembered there.
+const fn begun(map: &'static str, backend: Host) -> Option<Known> {
+    Some(Known { map, backend, state: entry_state::OPENING, age: NOW })
+}
+
+/// It found no room among the established ones.
+const fn not_promoted(backend: Host, age: Duration) -> Option<Known> {
+    Some(Known { map: name::HALF_OPEN, backend, state: 0, age })
 }
 
 const fn established(backend: Host, age: Duration) -> Option<Known> {
-    Some(Known { map: name::ESTABLISHED, backend, closing: false, age })
+    Some(Known { map: name::ESTABLISHED, backend, state: 0, age })
 }
 
 const fn closing(backend: Host, age: Duration) -> Option<Known> {
-    Some(Known { map: name::ESTABLISHED, backend, closing: true, age })
+    Some(Known { map: name::ESTABLISHED, backend, state: entry_state::CLOSING, age })
+}
+
+const fn reset(backend: Host, age: Duration) -> Option<Known> {
+    Some(Known { map: name::ESTABLISHED, backend, state: entry_state::RESET, age })
 }
 
 const fn adopted(backend: Host, age: Duration) -> Option<Known> {
-    Some(Known { map: name::ADOPTED, backend, closing: false, age })
+    Some(Known { map: name::ADOPTED, backend, state: 0, age })
 }
 
 /// The packet changes nothing that is remembered.
@@ -105,16 +120,16 @@ fn moving_start() -> Vec<Row> {
             kept("a SYN again", half_open(WEB1, LIVE), Syn, WEB1),
             kept("a SYN of an established flow", established(WEB1, LIVE), Syn, WEB1),
             kept("a SYN of an adopted flow", adopted(WEB1, LIVE), Syn, WEB1),
-            Case("a SYN of a closing flow", closing(WEB1, LIVE), Syn, WEB2, established(WEB2, NOW)),
-            Case("a SYN of an idle flow", established(WEB1, IDLE), Syn, WEB2, established(WEB2, NOW)),
-            Case("a SYN of an idle adopted flow", adopted(WEB1, IDLE), Syn, WEB2, adopted(WEB2, NOW)),
-            Case("a SYN of an idle half-open flow", half_open(WEB1, IDLE), Syn, WEB2, half_open(WEB2, NOW)),
+            Case("a SYN of a closing flow", closing(WEB1, LIVE), Syn, WEB2, begun(name::ESTABLISHED, WEB2)),
+            Case("a SYN of an idle flow", established(WEB1, IDLE), Syn, WEB2, begun(name::ESTABLISHED, WEB2)),
+            Case("a SYN of an idle adopted flow", adopted(WEB1, IDLE), Syn, WEB2, begun(name::ADOPTED, WEB2)),
+            Case("a SYN of a late half-open flow", half_open(WEB1, LATE), Syn, WEB2, half_open(WEB2, NOW)),
             Case(
                 "a SYN of a silent backend's flow",
                 established(WEB3, LIVE),
                 Syn,
                 WEB2,
-                established(WEB2, NOW),
+                begun(name::ESTABLISHED, WEB2),
             ),
         ],
     )
@@ -128,7 +143,15 @@ fn moving_ongoing() -> Vec<Row> {
             Case("a packet out of the blue", None, Ack, WEB1, adopted(WEB1, NOW)),
             Case("a FIN out of the blue", None, Fin, WEB1, adopted(WEB1, NOW).map(end)),
             Case("a packet of a half-open flow", half_open(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
-            Case("a RST of a half-open flow", half_open(WEB2, LIVE), Rst, WEB2, closing(WEB2, NOW)),
+            Case("a RST of a half-open flow", half_open(WEB2, LIVE), Rst, WEB2, reset(WEB2, NOW)),
+            Case("the ACK of a half-open flow", half_open(WEB2, LIVE), BareAck, WEB2, established(WEB2, NOW)),
+            Case(
+                "a packet of a flow that found no room for a while",
+                not_promoted(WEB2, LATE),
+                Ack,
+                WEB2,
+                established(WEB2, NOW),
+            ),
             Case(
                 "a packet of an established flow",
                 established(WEB2, LIVE),
@@ -136,12 +159,24 @@ fn moving_ongoing() -> Vec<Row> {
                 WEB2,
                 established(WEB2, NOW),
             ),
+            Case(
+                "a packet of an established flow that was silent for a while",
+                established(WEB2, LATE),
+                Ack,
+                WEB2,
+                established(WEB2, NOW),
+            ),
             Case("a packet of an adopted flow", adopted(WEB2, LIVE), Ack, WEB2, adopted(WEB2, NOW)),
             Case("a FIN of an established flow", established(WEB2, LIVE), Fin, WEB2, closing(WEB2, NOW)),
-            Case("a RST of an established flow", established(WEB2, LIVE), Rst, WEB2, closing(WEB2, NOW)),
+            Case("a RST of an established flow", established(WEB2, LIVE), Rst, WEB2, reset(WEB2, NOW)),
+            Case("the last ACK of a closing flow", closing(WEB2, LIVE), BareAck, WEB2, closing(WEB2, NOW)),
+            Case("an ACK after a forged RST", reset(WEB2, LIVE), BareAck, WEB2, established(WEB2, NOW)),
+            Case("data after a forged RST", reset(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
+            Case("a SYN after a RST", reset(WEB1, LIVE), Syn, WEB2, begun(name::ESTABLISHED, WEB2)),
+            Case("an ACK out of the blue", None, BareAck, WEB1, adopted(WEB1, NOW)),
             Case("a packet of a closing flow", closing(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
             Case("a FIN of a closing flow", closing(WEB2, LIVE), Fin, WEB2, closing(WEB2, NOW)),
-            Case("a packet of a closed flow", closing(WEB2, CLOSED), Ack, WEB1, established(WEB1, NOW)),
+            Case("a packet of a closed flow", closing(WEB2, LATE), Ack, WEB1, established(WEB1, NOW)),
             Case("a packet of an idle flow", established(WEB2, IDLE), Ack, WEB1, established(WEB1, NOW)),
             Case(
                 "a packet of a silent backend's flow",
@@ -165,7 +200,7 @@ fn traces_start() -> Vec<Row> {
             Case("a SYN of a closing flow", closing(WEB1, LIVE), Syn, WEB2, None),
             Case("a SYN of an idle flow", established(WEB1, IDLE), Syn, WEB2, None),
             Case("a SYN of an idle adopted flow", adopted(WEB1, IDLE), Syn, WEB2, None),
-            Case("a SYN of an idle half-open flow", half_open(WEB1, IDLE), Syn, WEB2, None),
+            Case("a SYN of a late half-open flow", half_open(WEB1, LATE), Syn, WEB2, None),
             Case("a SYN of a silent backend's flow", established(WEB3, LIVE), Syn, WEB2, None),
         ],
     )
@@ -188,9 +223,10 @@ fn traces_ongoing() -> Vec<Row> {
             Case("a packet of an adopted flow", adopted(WEB1, LIVE), Ack, WEB1, adopted(WEB1, NOW)),
             Case("a FIN of an established flow", established(WEB1, LIVE), Fin, WEB1, closing(WEB1, NOW)),
             Case("a packet of a closing flow", closing(WEB1, LIVE), Ack, WEB1, established(WEB1, NOW)),
-            kept("a packet of a closed flow", closing(WEB1, CLOSED), Ack, WEB2),
-            kept("a packet of an idle flow", established(WEB1, IDLE), Ack, WEB2),
-            kept("a packet of a silent backend's flow", established(WEB3, LIVE), Ack, WEB2),
+            Case("a packet of a late half-open flow", half_open(WEB1, LATE), Ack, WEB2, None),
+            Case("a packet of a closed flow", closing(WEB1, LATE), Ack, WEB2, None),
+            Case("a packet of an idle flow", established(WEB1, IDLE), Ack, WEB2, None),
+            Case("a packet of a silent backend's flow", established(WEB3, LIVE), Ack, WEB2, None),
         ],
     )
 }
@@ -207,13 +243,13 @@ fn play(slot: &str, image: &Image, cases: Vec<Case>) -> Vec<Row> {
 }
 
 fn end(known: Known) -> Known {
-    Known { closing: true, ..known }
+    Known { state: entry_state::CLOSING, ..known }
 }
 
-fn remembered(Known { map, backend, closing, age }: Known, request: &Datagram) -> Memory {
+fn remembered(Known { map, backend, state, age }: Known, request: &Datagram) -> Memory {
     let protocol = request.transport.protocol();
     let backend = id(backend, request.family(), protocol);
-    Memory { map, flow: flow(request.from, request.to, protocol), backend, closing, age }
+    Memory { map, flow: flow(request.from, request.to, protocol), backend, state, age }
 }
 
 fn reaches(name: String, image: &Image, request: &Datagram, backend: Host) -> Row {
@@ -287,20 +323,31 @@ fn moving_to_nobody_start() -> Row {
 fn moving_to_nobody_ongoing() -> Row {
     let request = Datagram::request(Family::V4, Ack);
     let name = "moving to nobody: a packet out of the blue".to_owned();
-    let known = Known { map: name::ADOPTED, backend: WEB1, closing: false, age: NOW };
+    let known = Known { map: name::ADOPTED, backend: WEB1, state: 0, age: NOW };
     reaches(name, &moving_to_nobody(), &request, WEB1).remembering(remembered(known, &request))
 }
 
-/// The flow stays half-open, and its life is renewed all the same.
+/// What comes too late for its half-open flow is unknown; the old entry is out of sight and left to the sweep.
+fn late_half_open() -> Row {
+    let request = Datagram::request(Family::V4, Ack);
+    let memory = |known: Option<Known>| remembered(known.expect("it is known"), &request);
+    let name = "moving: a packet of a late half-open flow".to_owned();
+    reaches(name, &Story::moving().image(), &request, WEB1)
+        .knowing(memory(half_open(WEB2, LATE)))
+        .remembering(memory(half_open(WEB2, LATE)))
+        .remembering(memory(adopted(WEB1, NOW)))
+}
+
+/// The flow stays among the half-open ones, but lives as long as an established one.
 fn promotion_without_room() -> Row {
     let request = Datagram::request(Family::V4, Ack);
-    let known = |age| Known { map: name::HALF_OPEN, backend: WEB2, closing: false, age };
+    let memory = |known: Option<Known>| remembered(known.expect("it is known"), &request);
     let name = "moving: a packet of a half-open flow, no room for established ones".to_owned();
     reaches(name, &Story::moving().image(), &request, WEB2)
-        .knowing(remembered(known(LIVE), &request))
+        .knowing(memory(half_open(WEB2, LIVE)))
         .full(name::ESTABLISHED)
         .remarking(Reason::NotRemembered)
-        .remembering(remembered(known(NOW), &request))
+        .remembering(memory(not_promoted(WEB2, NOW)))
 }
 
 fn adoption_without_room() -> Row {
@@ -311,9 +358,26 @@ fn adoption_without_room() -> Row {
         .remarking(Reason::NotRemembered)
 }
 
+fn last_ack_in_ipv6() -> Row {
+    last_ack("moving: the last ACK of a closing flow, IPv6", Datagram::request(Family::V6, BareAck))
+}
+
+fn last_ack_with_ip_options() -> Row {
+    let request = Datagram { options: &[1, 1, 1, 1], ..Datagram::request(Family::V4, BareAck) };
+    last_ack("moving: the last ACK of a closing flow, IPv4 options", request)
+}
+
+/// It has no payload, whatever headers there are.
+fn last_ack(name: &str, request: Datagram) -> Row {
+    let known = |age| Known { map: name::ESTABLISHED, backend: WEB2, state: entry_state::CLOSING, age };
+    reaches(name.to_owned(), &Story::moving().image(), &request, WEB2)
+        .knowing(remembered(known(LIVE), &request))
+        .remembering(remembered(known(NOW), &request))
+}
+
 fn adoption_in_ipv6() -> Row {
     let request = Datagram::request(Family::V6, Ack);
-    let known = Known { map: name::ADOPTED, backend: WEB1, closing: false, age: NOW };
+    let known = Known { map: name::ADOPTED, backend: WEB1, state: 0, age: NOW };
     let name = "moving: a packet out of the blue, IPv6".to_owned();
     reaches(name, &Story::moving().image(), &request, WEB1).remembering(remembered(known, &request))
 }
@@ -327,7 +391,7 @@ fn udp_while_moving() -> Row {
         request
     };
     let request = (1..).map(with_port).find(|request| moves(&image, request)).expect("some slot moves");
-    let known = Known { map: name::ADOPTED, backend: WEB1, closing: false, age: NOW };
+    let known = Known { map: name::ADOPTED, backend: WEB1, state: 0, age: NOW };
     let name = "moving: a UDP packet out of the blue".to_owned();
     reaches(name, &image, &request, WEB1).remembering(remembered(known, &request))
 }

@@ -1,0 +1,233 @@
+//! The program in this machine's kernel, in a network namespace of its own in which the kernel knows the hosts of the
+//! packet table and the ways to them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    include_bytes_aligned,
+    maps::{HashMap, Map, MapData, MapError, MapInfo},
+    programs::{TestRun, TestRunOptions},
+};
+use foobar_lb::{
+    bpf::{self, Bpf, Capacities},
+    image::Image,
+    plan::diff,
+    sweep::{RememberedFlow, Store, monotonic},
+};
+use foobar_lb_ebpf::{
+    layout::{Count, FlowKey, Traffic, name},
+    reason::{Reason, Verdict},
+};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+    unistd::geteuid,
+};
+use zerocopy::{IntoBytes, transmute};
+
+use crate::packet::{
+    DataPath, list,
+    world::{self, CLOSED, Family, NEIGHBOURS, PORTS, Port, ROUTER, SEED},
+};
+
+/// The loaded program.
+pub struct Kernel {
+    pub bpf: Bpf,
+    pub flows: FlowMaps,
+    image: Image,
+}
+
+/// Its maps of remembered flows, to write into them as the program does.
+pub struct FlowMaps(BTreeMap<&'static str, HashMap<MapData, Key, [u64; 2]>>);
+
+type Key = [u8; size_of::<FlowKey>()];
+
+impl Kernel {
+    /// The program of the daemon.
+    pub fn new(capacities: Capacities) -> Result<Self> {
+        Self::load_with(|| Bpf::load(capacities, SEED))
+    }
+
+    /// The program that tracks all flows.
+    pub fn tracking_all(capacities: Capacities) -> Result<Self> {
+        let object = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-full-tracking"));
+        Self::load_with(|| Bpf::load_object(object, capacities, SEED))
+    }
+
+    fn load_with(load: impl FnOnce() -> Result<Bpf, bpf::Error>) -> Result<Self> {
+        ensure!(geteuid().is_root(), "only root may load the program: run `cargo xtask test program`");
+        unshare(CloneFlags::CLONE_NEWNET).context("no network namespace of its own")?;
+        build_network()?;
+        let mut bpf = load().context("the program does not load")?;
+        let flows = FlowMaps::open(&mut bpf)?;
+        Ok(Self { bpf, flows, image: Image::default() })
+    }
+
+    /// Puts these in the maps; what is remembered stays.
+    pub fn change(&mut self, image: &Image) -> Result<()> {
+        for step in diff(&self.image, image) {
+            self.bpf.apply(&step)?;
+        }
+        self.image = image.clone();
+        Ok(())
+    }
+
+    fn try_run(&mut self, frame: &mut [u8], ingress: u32) -> Result<Verdict> {
+        // A `struct xdp_md`: where data begins, ends and is preceded by metadata, and where it arrived.
+        let context: [u32; 6] = [0, frame.len() as u32, 0, ingress, 0, 0];
+        let given = frame.to_vec();
+        let options = TestRunOptions {
+            data_in: Some(&given),
+            data_out: Some(frame),
+            ctx_in: Some(context.as_bytes()),
+            ..TestRunOptions::default()
+        };
+        let run = self.bpf.program().test_run(options)?;
+        ensure!(run.data_size_out as usize == given.len(), "the frame has another length");
+        to_verdict(run.return_value, frame)
+    }
+}
+
+impl DataPath for Kernel {
+    fn load(&mut self, image: &Image) {
+        self.change(image).expect("the image fits into the maps");
+        assert!(self.bpf.retain(|_| false).expect("the maps are there"), "somebody else changes them");
+    }
+
+    fn now(&self) -> u64 {
+        monotonic().as_nanos() as u64
+    }
+
+    fn remember(&mut self, flow: &RememberedFlow) -> bool {
+        self.flows.remember(flow)
+    }
+
+    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict {
+        self.try_run(frame, ingress).expect("the program runs")
+    }
+
+    fn remembered(&mut self) -> Vec<RememberedFlow> {
+        list(&mut self.bpf).expect("the maps are there").expect("nobody else changes them")
+    }
+
+    fn reasons(&self) -> Vec<(Reason, Count)> {
+        self.bpf.reasons().expect("the map is there")
+    }
+
+    fn traffic(&self, backend: u32) -> Traffic {
+        self.bpf.traffic(backend).expect("the map is there")
+    }
+}
+
+/// A test run does not tell which interface a frame is redirected to, but each has a MAC of its own.
+fn to_verdict(returned: u32, frame: &[u8]) -> Result<Verdict> {
+    Ok(match returned {
+        1 => Verdict::Drop,
+        2 => Verdict::Pass,
+        3 => Verdict::Transmit,
+        4 => {
+            let port = PORTS.iter().find(|port| frame[6..12] == port.balancer.mac);
+            Verdict::Redirect(port.context("redirected by no interface of the table")?.index)
+        }
+        other => bail!("the program returned {other}"),
+    })
+}
+
+impl FlowMaps {
+    fn open(bpf: &mut Bpf) -> Result<Self> {
+        let known = [name::HALF_OPEN, name::ESTABLISHED, name::ADOPTED, name::FLOWS];
+        let mut maps = BTreeMap::new();
+        for id in bpf.program().info()?.map_ids()?.context("this kernel does not tell a program's maps")? {
+            let info = MapInfo::from_id(id)?;
+            if let Some(name) = known.into_iter().find(|name| info.name_as_str() == Some(name)) {
+                maps.insert(name, HashMap::try_from(Map::HashMap(MapData::from_id(id)?))?);
+            }
+        }
+        ensure!(!maps.is_empty(), "the program remembers no flows");
+        Ok(Self(maps))
+    }
+
+    /// Remembers a flow; false where there is no room.
+    pub fn remember(&mut self, flow: &RememberedFlow) -> bool {
+        let key: Key = transmute!(flow.flow);
+        match self.map(flow).insert(key, [flow.remembered.to_word(), flow.seen], 0) {
+            Ok(()) => true,
+            Err(MapError::SyscallError(error)) if is_full(&error.io_error) => false,
+            Err(error) => panic!("{}: {error}", flow.map),
+        }
+    }
+
+    /// Forgets a flow, which has to be there.
+    pub fn forget(&mut self, flow: &RememberedFlow) {
+        let key: Key = transmute!(flow.flow);
+        self.map(flow).remove(&key).expect("the flow is remembered");
+    }
+
+    fn map(&mut self, flow: &RememberedFlow) -> &mut HashMap<MapData, Key, [u64; 2]> {
+        self.0.get_mut(flow.map).expect("the program has this map")
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::E2BIG as i32)
+}
+
+/// The balancer's interfaces, and all that its kernel has to know of the hosts around it.
+fn build_network() -> Result<()> {
+    let mut commands = Vec::new();
+    for port in PORTS {
+        let Port { index, balancer, .. } = port;
+        let mac = mac(balancer.mac);
+        commands
+            .push(format!("link add eth{index} index {index} address {mac} type veth peer name peer{index}"));
+        for link in [format!("eth{index}"), format!("peer{index}")] {
+            commands.push(format!("link set {link} addrgenmode none up"));
+        }
+        for family in Family::BOTH {
+            let prefix = world::subnet(port, family).prefix_len();
+            commands.push(format!(
+                "address add {}/{prefix} dev eth{index}{}",
+                balancer.ip(family),
+                nodad(family)
+            ));
+        }
+    }
+    for (host, Port { index, .. }) in NEIGHBOURS {
+        for ip in Family::BOTH.map(|family| host.ip(family)) {
+            commands.push(format!("neigh add {ip} lladdr {} nud permanent dev eth{index}", mac(host.mac)));
+        }
+    }
+    for family in Family::BOTH {
+        commands.push(format!("route add {} via {}", world::far_network(family), ROUTER.ip(family)));
+    }
+    run_ip(&commands)?;
+    for family in ["ipv4", "ipv6"] {
+        fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), "1")?;
+        fs::write(format!("/proc/sys/net/{family}/conf/eth{}/forwarding", CLOSED.index), "0")?;
+    }
+    Ok(())
+}
+
+fn nodad(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => " nodad",
+    }
+}
+
+fn mac(mac: [u8; 6]) -> String {
+    foobar_lb::image::Mac(mac).to_string()
+}
+
+fn run_ip(commands: &[String]) -> Result<()> {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    ip.stdin.take().context("no input")?.write_all(commands.join("\n").as_bytes())?;
+    ensure!(ip.wait()?.success(), "the network cannot be built");
+    Ok(())
+}
