@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -20,7 +20,13 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::daemon::Event;
+use crate::{
+    config,
+    daemon::{self, Event},
+    model::Admin,
+    start::chain,
+    state,
+};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +37,10 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Why the maps are not as they should be; absent while they are.
     pub failure: Option<String>,
+    /// How long the configuration has been in force.
+    pub config_seconds: u64,
+    /// Why the last reload was refused; absent if there was none or it succeeded.
+    pub reload_failure: Option<String>,
     /// Where the data path is attached.
     pub interfaces: Vec<Interface>,
     /// In the order of the configuration.
@@ -88,10 +98,14 @@ pub struct Backend {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
-    /// As configured.
+    /// Its share of new flows: as the operator said, else as configured.
     pub weight: u16,
-    /// The operator's word.
+    /// `enabled`, `draining`, `disabled`, or `removed` when the configuration has it no more.
     pub admin: String,
+    /// How its flows leave it; absent unless it is draining or removed.
+    pub drain: Option<Drain>,
+    /// Remembered flows that had to leave it while they were alive.
+    pub repicked: u64,
     /// What was measured.
     pub health: String,
     /// What the last probe met.
@@ -118,6 +132,22 @@ pub struct Backend {
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
+}
+
+/// A drain under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Drain {
+    /// Since it began.
+    pub seconds: u64,
+    /// Remembered flows that are alive on it; absent if they could not be counted this time.
+    pub seen: Option<u64>,
+    /// How much longer there may be flows that have been silent since it began and so are not counted; absent
+    /// when that time is over.
+    pub silent_for_seconds: Option<u64>,
+    /// Until the flows that are left are re-picked; absent if they may stay, or have been re-picked.
+    pub remaining_seconds: Option<u64>,
+    /// The drain time is over.
+    pub over: bool,
 }
 
 /// A counted reason.
@@ -147,11 +177,93 @@ pub struct Detached {
     pub ends: bool,
 }
 
+/// `POST /v1/backends`: the operator says something of backends of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Say {
+    /// Name of the service.
+    pub service: String,
+    /// Names of the backends: all are changed at once, or none.
+    pub backends: Vec<String>,
+    /// What is said.
+    pub word: Word,
+}
+
+/// The operator's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    /// New flows again.
+    Enable,
+    /// No new flows; known ones stay.
+    Drain,
+    /// No flows.
+    Disable,
+    /// This share of new flows, 0 to 1000.
+    Weight(u16),
+}
+
+impl Word {
+    /// What is then said of a backend of which `said` was said before.
+    pub fn on(self, said: state::Word) -> state::Word {
+        match self {
+            Self::Enable => state::Word { admin: None, weight: said.weight.filter(|weight| *weight > 0) },
+            Self::Drain => state::Word { admin: Some(Admin::Draining), ..said },
+            Self::Disable => state::Word { admin: Some(Admin::Disabled), ..said },
+            Self::Weight(weight) => state::Word { weight: Some(weight), ..said },
+        }
+    }
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enable => f.write_str("enabled"),
+            Self::Drain => f.write_str("draining"),
+            Self::Disable => f.write_str("disabled"),
+            Self::Weight(weight) => write!(f, "weight {weight}"),
+        }
+    }
+}
+
+/// The answer to [`Say`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Heard {
+    /// Consequences that may not be meant.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to `POST /v1/reload`: the configuration was read again and is in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What works but may not be meant.
+    pub warnings: Vec<String>,
+}
+
 /// A request that failed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
     pub error: String,
+    /// The configuration is wrong, rather than what was asked impossible.
+    #[serde(default)]
+    pub invalid: bool,
+}
+
+impl Failure {
+    /// What was asked cannot be done.
+    pub fn new(error: String) -> Self {
+        Self { error, invalid: false }
+    }
+
+    /// What was asked cannot be done for this reason.
+    pub fn of(error: impl std::error::Error) -> Self {
+        Self::new(chain(&error))
+    }
+
+    /// The configuration is wrong.
+    pub fn invalid(error: &config::Error) -> Self {
+        Self { error: error.to_string(), invalid: true }
+    }
 }
 
 /// Why the socket cannot be served.
@@ -222,6 +334,8 @@ impl Socket {
         let routes = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/detach", post(detach))
+            .route("/v1/backends", post(say))
+            .route("/v1/reload", post(reload))
             .with_state(events);
         async move { axum::serve(listener, routes).with_graceful_shutdown(end).await }
     }
@@ -236,28 +350,35 @@ impl Drop for Socket {
 }
 
 type Answer<T> = Result<Json<T>, (StatusCode, Json<Failure>)>;
+type Events = State<mpsc::Sender<Event>>;
 
-async fn status(State(events): State<mpsc::Sender<Event>>) -> Answer<Status> {
+async fn status(State(events): Events) -> Answer<Status> {
     ask(events, Event::Status).await
 }
 
-async fn detach(State(events): State<mpsc::Sender<Event>>, Json(request): Json<Detach>) -> Answer<Detached> {
+async fn detach(State(events): Events, Json(request): Json<Detach>) -> Answer<Detached> {
     ask(events, |answer| Event::Detach(request, answer)).await
 }
 
-async fn ask<T>(
-    events: mpsc::Sender<Event>,
-    event: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Event,
-) -> Answer<T> {
-    let fail = |code, error| Err((code, Json(Failure { error })));
+async fn say(State(events): Events, Json(request): Json<Say>) -> Answer<Heard> {
+    ask(events, |answer| Event::Say(request, answer)).await
+}
+
+async fn reload(State(events): Events) -> Answer<Reloaded> {
+    ask(events, |answer| Event::Reload(Some(answer))).await
+}
+
+async fn ask<T>(events: mpsc::Sender<Event>, event: impl FnOnce(daemon::Answer<T>) -> Event) -> Answer<T> {
+    let fail = |code, failure| Err((code, Json(failure)));
     let (answer, answered) = oneshot::channel();
-    let ending = || "the daemon is ending".to_owned();
+    let ending = || Failure::new("the daemon is ending".to_owned());
     if events.send(event(answer)).await.is_err() {
         return fail(StatusCode::SERVICE_UNAVAILABLE, ending());
     }
     match answered.await {
         Ok(Ok(value)) => Ok(Json(value)),
-        Ok(Err(error)) => fail(StatusCode::CONFLICT, error),
+        Ok(Err(failure)) if failure.invalid => fail(StatusCode::UNPROCESSABLE_ENTITY, failure),
+        Ok(Err(failure)) => fail(StatusCode::CONFLICT, failure),
         Err(_) => fail(StatusCode::SERVICE_UNAVAILABLE, ending()),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{Detach, Detached, Failure, Status};
+use crate::api::{Detach, Detached, Failure, Heard, Reloaded, Say, Status, Word};
 
 /// Why the daemon did not do what it was asked.
 #[derive(Debug, Error)]
@@ -40,6 +40,9 @@ pub enum Error {
     /// The daemon refused.
     #[error("{0}")]
     Refused(String),
+    /// The daemon found the configuration wrong.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 /// What the daemon says of itself.
@@ -50,6 +53,17 @@ pub async fn status(socket: &Path) -> Result<Status, Error> {
 /// Takes the data path off interfaces; off all, if none is named.
 pub async fn detach(socket: &Path, interfaces: Vec<String>) -> Result<Detached, Error> {
     request(socket, Method::POST, "/v1/detach", &Detach { interfaces }).await
+}
+
+/// Says something of backends of a service.
+pub async fn say(socket: &Path, service: &str, backends: &[String], word: Word) -> Result<Heard, Error> {
+    let said = Say { service: service.to_owned(), backends: backends.to_vec(), word };
+    request(socket, Method::POST, "/v1/backends", &said).await
+}
+
+/// Has the configuration read again.
+pub async fn reload(socket: &Path) -> Result<Reloaded, Error> {
+    request(socket, Method::POST, "/v1/reload", &()).await
 }
 
 async fn request<T: DeserializeOwned>(
@@ -79,8 +93,8 @@ async fn request<T: DeserializeOwned>(
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        let Failure { error } = serde_json::from_slice(&body)?;
-        Err(Error::Refused(error))
+        let Failure { error, invalid } = serde_json::from_slice(&body)?;
+        Err(if invalid { Error::Invalid(error) } else { Error::Refused(error) })
     };
     tokio::pin!(exchange, connection);
     tokio::select! {

@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod api;
+pub mod attach;
 pub mod bpf;
 pub mod client;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod model;
 pub mod neighbour;
 pub mod plan;
+pub mod reload;
 pub mod seed;
 pub mod slots;
 pub mod start;
@@ -20,4 +22,5 @@ pub mod state;
 pub mod status;
 pub mod sweep;
 pub mod sysctl;
+pub mod tasks;
 pub mod twin;

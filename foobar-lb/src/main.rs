@@ -11,14 +11,18 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use foobar_lb::{
+    api::Word,
+    attach,
     bpf::Mode,
     client,
     config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
-    daemon,
     start::{Options, saved_settings},
     sysctl::Sysctls,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 use tracing_subscriber::EnvFilter;
 
 /// A layer-4 load balancer: XDP spreads the flows in the kernel, this daemon decides.
@@ -74,6 +78,22 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Have the running balancer read its configuration again.
+    ///
+    /// It is the file that `attach` was given; SIGHUP does the same. It is validated whole, then applied, or refused
+    /// whole with the old one still in force: exit code 2 if it is wrong, 1 if it cannot replace the old one.
+    /// Connections stay with their backends. A backend that the new configuration has no more gets no new flows and
+    /// lingers until those it has are gone, or `drain_time` is over. What was said with `backend` still counts, but
+    /// for a weight that the file changes.
+    Reload {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Take backends out of service or back in, or change their share.
+    ///
+    /// It takes effect at once and counts more than the configuration, until `enable`, or until the daemon ends.
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Show services, backends, their health and traffic, and why packets were not forwarded.
     Status {
         /// Print everything as JSON.
@@ -82,6 +102,45 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+}
+
+#[derive(Subcommand)]
+enum BackendCommand {
+    /// No new flows; known ones stay until they end, or the service's drain time is over.
+    ///
+    /// `foobar-lb status` shows how many are left. Flows that have sent nothing since the drain began cannot be
+    /// counted; it shows until when there may be any.
+    Drain(Backends),
+    /// No flows at all: the flows it has are sent to other backends, whose resets tell TCP clients at once.
+    Disable(Backends),
+    /// New flows again: takes back `drain` and `disable`, and a weight of 0 that was given here.
+    Enable(Backends),
+    /// Another share of new flows relative to its siblings; 0 drains.
+    Weight {
+        /// The service's name.
+        #[arg(value_name = "SERVICE")]
+        service: String,
+        /// The backend's name.
+        #[arg(value_name = "BACKEND")]
+        backend: String,
+        /// 0 to 1000.
+        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u16).range(0..=1000))]
+        weight: u16,
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+#[derive(clap::Args)]
+struct Backends {
+    /// The service's name.
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// The names of its backends: all are changed at once, or none.
+    #[arg(value_name = "BACKEND", required = true)]
+    backends: Vec<String>,
+    #[command(flatten)]
+    socket: Socket,
 }
 
 #[derive(clap::Args)]
@@ -148,7 +207,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Attach { interfaces, config, xdp_mode, sysctl, log_format } => {
             start_log(log_format);
-            let options = Options { interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl };
+            let file = std::path::absolute(&config.config)?;
+            let options = Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl };
             match load(&config.config) {
                 Ok(config) => attach(config, options).await,
                 Err(code) => Ok(code),
@@ -156,6 +216,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Detach { interfaces, config, socket } => detach(interfaces, &config.config, socket).await,
         Command::Check { file } => Ok(check(&file)),
+        Command::Reload { socket } => reload(&socket_path(socket)).await,
+        Command::Backend(command) => command.run().await,
         Command::Status { json, socket } => status(json, &socket_path(socket)).await,
     }
 }
@@ -191,13 +253,16 @@ fn load(file: &Path) -> Result<Config, ExitCode> {
 async fn attach(config: Config, options: Options) -> Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
+    let (ask, reloads) = mpsc::channel(1);
+    tokio::spawn(async move { while hangup.recv().await.is_some() && ask.send(()).await.is_ok() {} });
     let shutdown = async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
     };
-    daemon::run(config, options, shutdown).await?;
+    attach::attach(config, options, reloads, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -236,6 +301,38 @@ fn check(file: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(code) => code,
+    }
+}
+
+async fn reload(socket: &Path) -> Result<ExitCode> {
+    match client::reload(socket).await {
+        Ok(reloaded) => {
+            reloaded.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+            println!("the configuration is in force");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(client::Error::Invalid(errors)) => {
+            eprintln!("{errors}");
+            Ok(ExitCode::from(WRONG))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl BackendCommand {
+    async fn run(self) -> Result<ExitCode> {
+        let (Backends { service, backends, socket }, word) = match self {
+            Self::Drain(backends) => (backends, Word::Drain),
+            Self::Disable(backends) => (backends, Word::Disable),
+            Self::Enable(backends) => (backends, Word::Enable),
+            Self::Weight { service, backend, weight, socket } => {
+                (Backends { service, backends: vec![backend], socket }, Word::Weight(weight))
+            }
+        };
+        let heard = client::say(&socket_path(socket), &service, &backends, word).await?;
+        println!("{} of {service}: {word}", backends.join(", "));
+        heard.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        Ok(ExitCode::SUCCESS)
     }
 }
 

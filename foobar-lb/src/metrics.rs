@@ -21,7 +21,10 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::{api::Status, daemon::Event};
+use crate::{
+    api::{Backend, Status},
+    daemon::Event,
+};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -52,7 +55,7 @@ async fn metrics(State(events): State<mpsc::Sender<Event>>) -> Response {
             Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
         },
-        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+        Ok(Err(failure)) => (StatusCode::INTERNAL_SERVER_ERROR, failure.error).into_response(),
         _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }
@@ -85,6 +88,7 @@ fn render(status: &Status) -> Result<String, std::fmt::Error> {
     failing.set(i64::from(status.failure.is_some()));
     registry.register("update_failing", "1 while the maps are not as they should be", failing);
     register_backends(&mut registry, status);
+    register_traffic(&mut registry, status);
     let reasons = Counts::<ReasonLabels>::default();
     for (reason, count) in &status.reasons {
         reasons.get_or_create(&ReasonLabels { reason: reason.clone() }).inc_by(count.packets);
@@ -96,30 +100,50 @@ fn render(status: &Status) -> Result<String, std::fmt::Error> {
 }
 
 fn register_backends(registry: &mut Registry, status: &Status) {
-    let (packets, bytes) = (Counts::<TrafficLabels>::default(), Counts::<TrafficLabels>::default());
-    let gauges: [Family<BackendLabels, Gauge>; 3] = Default::default();
-    let [up, eligible, slots] = &gauges;
-    for service in &status.services {
-        for backend in &service.backends {
-            let labels = BackendLabels { service: service.name.clone(), backend: backend.name.clone() };
-            up.get_or_create(&labels).set(i64::from(backend.health == "up"));
-            eligible.get_or_create(&labels).set(i64::from(backend.eligible));
-            slots.get_or_create(&labels).set(i64::from(backend.slots));
-            for (direction, frames, size) in [
-                ("forward", backend.packets, backend.bytes),
-                ("reply", backend.reply_packets, backend.reply_bytes),
-            ] {
-                let BackendLabels { service, backend } = labels.clone();
-                let labels = TrafficLabels { service, backend, direction };
-                packets.get_or_create(&labels).inc_by(frames);
-                bytes.get_or_create(&labels).inc_by(size);
-            }
+    let gauges: [Family<BackendLabels, Gauge>; 4] = Default::default();
+    let [up, eligible, slots, draining] = &gauges;
+    let repicked = Counts::<BackendLabels>::default();
+    for (labels, backend) in labelled(status) {
+        up.get_or_create(&labels).set(i64::from(backend.health == "up"));
+        eligible.get_or_create(&labels).set(i64::from(backend.eligible));
+        slots.get_or_create(&labels).set(i64::from(backend.slots));
+        if let Some(seen) = backend.drain.as_ref().and_then(|drain| drain.seen) {
+            draining.get_or_create(&labels).set(i64::try_from(seen).unwrap_or(i64::MAX));
         }
+        repicked.get_or_create(&labels).inc_by(backend.repicked);
     }
-    let [up, eligible, slots] = gauges;
+    let [up, eligible, slots, draining] = gauges;
     registry.register("backend_up", "1 while the health check succeeds", up);
     registry.register("backend_eligible", "1 while new flows are sent to it", eligible);
     registry.register("backend_slots", "Slots of the service's table that it owns", slots);
+    let help = "Remembered flows on it, while it drains; flows that are silent since are not seen";
+    registry.register("backend_draining_flows", help, draining);
+    let help = "Remembered flows that had to leave it while they were alive";
+    registry.register("backend_repicked_flows", help, repicked);
+}
+
+fn register_traffic(registry: &mut Registry, status: &Status) {
+    let (packets, bytes) = (Counts::<TrafficLabels>::default(), Counts::<TrafficLabels>::default());
+    for (BackendLabels { service, backend: name }, backend) in labelled(status) {
+        for (direction, frames, size) in [
+            ("forward", backend.packets, backend.bytes),
+            ("reply", backend.reply_packets, backend.reply_bytes),
+        ] {
+            let labels = TrafficLabels { service: service.clone(), backend: name.clone(), direction };
+            packets.get_or_create(&labels).inc_by(frames);
+            bytes.get_or_create(&labels).inc_by(size);
+        }
+    }
     registry.register("backend_packets", "Frames forwarded to it and replied by it", packets);
     registry.register_with_unit("backend", "Bytes of those frames", Unit::Bytes, bytes);
+}
+
+fn labelled(status: &Status) -> impl Iterator<Item = (BackendLabels, &Backend)> {
+    status.services.iter().flat_map(|service| {
+        let labels = |backend: &Backend| BackendLabels {
+            service: service.name.clone(),
+            backend: backend.name.clone(),
+        };
+        service.backends.iter().map(move |backend| (labels(backend), backend))
+    })
 }

@@ -56,6 +56,25 @@ pub enum WhenEmpty {
     Refuse,
 }
 
+/// What becomes of UDP flows that are not remembered when their backend begins to drain. Nothing in a packet shows
+/// whether its flow is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpDrain {
+    /// They stay until the transition is over, and new ones with them.
+    Keep,
+    /// They go to another backend at once.
+    Switch,
+}
+
+/// Which flows of a service are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remember {
+    /// Those that a change of the table would break.
+    Needed,
+    /// All.
+    All,
+}
+
 /// A balanced service, validated: it cannot be wrong by itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -69,6 +88,14 @@ pub struct Service {
     pub table_size: u32,
     /// How long a slot that changed its owner still honours the previous one.
     pub transition: Duration,
+    /// Silence after which a remembered flow is forgotten; at least `transition`.
+    pub idle: Duration,
+    /// How long the flows of a draining backend may stay on it; without limit if absent.
+    pub drain_time: Option<Duration>,
+    /// What becomes of flows of a draining backend that show no beginning; of no effect for TCP.
+    pub udp_drain: UdpDrain,
+    /// Which flows are remembered.
+    pub remember: Remember,
     /// Clients that talk to the backends directly: replies to them are not rewritten.
     pub direct: Vec<IpNet>,
     /// Whether the balancer answers ARP and neighbour solicitations for the VIP.
@@ -92,20 +119,24 @@ pub struct Backend {
     pub weight: u16,
 }
 
-impl Backend {
-    /// What the configuration says of the backend: a weight of 0 drains it.
-    pub fn admin(&self) -> Admin {
-        if self.weight == 0 { Admin::Draining } else { Admin::Enabled }
-    }
-}
-
 /// The operator's word about a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Admin {
     /// In service.
     Enabled,
-    /// No new flows; known ones stay.
+    /// No new flows; known ones stay until they end or the drain time is over.
     Draining,
+    /// No flows at all.
+    Disabled,
+    /// Draining because the configuration has it no more.
+    Removed,
+}
+
+impl Admin {
+    /// Whether known flows stay for the drain time only.
+    pub fn drains(self) -> bool {
+        matches!(self, Self::Draining | Self::Removed)
+    }
 }
 
 impl fmt::Display for Admin {
@@ -113,6 +144,8 @@ impl fmt::Display for Admin {
         f.pad(match self {
             Self::Enabled => "enabled",
             Self::Draining => "draining",
+            Self::Disabled => "disabled",
+            Self::Removed => "removed",
         })
     }
 }
@@ -160,11 +193,11 @@ pub struct Eligibility {
 /// The one place where admin state and health meet. `cold_start`: since the daemon started the backends of the
 /// service have not all been measured, so unmeasured ones take new flows.
 pub fn eligibility(admin: Admin, health: Health, cold_start: bool) -> Eligibility {
-    let serves = health != Health::Down(Down::Silent);
+    let serves = admin != Admin::Disabled && health != Health::Down(Down::Silent);
     let new_flows = match (admin, health) {
         (Admin::Enabled, Health::Up) => true,
         (Admin::Enabled, Health::Unknown) => cold_start,
-        (Admin::Enabled, Health::Down(_)) | (Admin::Draining, _) => false,
+        (Admin::Enabled, Health::Down(_)) | (Admin::Draining | Admin::Disabled | Admin::Removed, _) => false,
     };
     Eligibility { new_flows, serves }
 }
@@ -182,6 +215,8 @@ mod tests {
             (Admin::Enabled, true, [(true, true), (true, true), (false, true), (false, false)]),
             (Admin::Draining, false, [(false, true), (false, true), (false, true), (false, false)]),
             (Admin::Draining, true, [(false, true), (false, true), (false, true), (false, false)]),
+            (Admin::Disabled, true, [(false, false); 4]),
+            (Admin::Removed, true, [(false, true), (false, true), (false, true), (false, false)]),
         ];
         for (admin, cold_start, expected) in rows {
             for (health, (new_flows, serves)) in every_health.into_iter().zip(expected) {

@@ -9,6 +9,8 @@ use std::{
 
 use foobar_lb_ebpf::layout::{NO_BACKEND, SETTLED, Slot, TRACES};
 
+use crate::model::Remember;
+
 /// A table in its region of the slot arena.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -37,6 +39,21 @@ impl Table {
         &self.slots
     }
 
+    /// Its slots as the data path is to see them. Where all flows are remembered, a slot that is not moving moves
+    /// from its owner to that same owner, for good: what begins is remembered there, and so is what is not known.
+    pub fn render(&self, remember: Remember) -> Vec<Slot> {
+        let remembering = |slot: &Slot| match slot.previous {
+            // Nobody takes new flows, and known ones are recalled.
+            SETTLED | TRACES if slot.owner == NO_BACKEND => Slot { previous: TRACES, ..*slot },
+            SETTLED | TRACES => Slot { previous: slot.owner, ..*slot },
+            _ => *slot,
+        };
+        match remember {
+            Remember::Needed => self.slots.clone(),
+            Remember::All => self.slots.iter().map(remembering).collect(),
+        }
+    }
+
     /// How many slots of the table each backend owns, by backend id.
     pub fn owned(&self) -> BTreeMap<u32, u32> {
         let mut owned = BTreeMap::new();
@@ -56,12 +73,22 @@ impl Table {
         self.slots.iter().any(|slot| slot.owner == backend || slot.previous == backend)
     }
 
-    /// Gives every slot its new owner. `serves` tells whether a backend's known flows may stay on it.
-    pub fn assign(&mut self, owners: &[u32], serves: impl Fn(u32) -> bool, now: Instant) {
+    /// Gives every slot its new owner. `holds` tells whether flows that are not remembered may stay on a backend.
+    pub fn assign(&mut self, owners: &[u32], holds: impl Fn(u32) -> bool, now: Instant) {
         assert_eq!(owners.len(), self.slots.len(), "a table keeps its size");
         for (place, &owner) in (0u32..).zip(owners) {
-            let next = next(self.slots[place as usize], owner, &serves);
+            let next = next(self.slots[place as usize], owner, &holds);
             self.replace(place, next, now);
+        }
+    }
+
+    /// Flows may be remembered whatever their slot: from now on every slot carries traces until it is swept.
+    pub fn distrust(&mut self, now: Instant) {
+        for place in 0..self.slots.len() as u32 {
+            let slot = self.slots[place as usize];
+            if slot.previous == SETTLED {
+                self.replace(place, Slot { previous: TRACES, ..slot }, now);
+            }
         }
     }
 
@@ -84,12 +111,26 @@ impl Table {
         self.moving.values().min().map(|since| *since + transition)
     }
 
+    /// When the last of the moves away from a backend will be over.
+    pub fn last_end(&self, previous: u32, transition: Duration) -> Option<Instant> {
+        let from_it = |(place, _): &(&u32, _)| self.slots[**place as usize].previous == previous;
+        self.moving.iter().filter(from_it).map(|(_, since)| *since + transition).max()
+    }
+
     /// The slots that have carried nothing but traces for at least `grace`.
     pub fn traced(&self, grace: Duration, now: Instant) -> impl Iterator<Item = u32> {
         self.traces
             .iter()
             .filter(move |(_, since)| now.duration_since(**since) >= grace)
             .map(|(place, _)| *place)
+    }
+
+    /// Whether the slot has carried nothing but traces for at least `grace`, and the backend owns it: there what is
+    /// not remembered goes the same way as what is.
+    pub fn is_home(&self, place: u32, backend: u32, grace: Duration, now: Instant) -> bool {
+        let since = self.traces.get(&place);
+        self.slots[place as usize].owner == backend
+            && since.is_some_and(|since| now.duration_since(*since) >= grace)
     }
 
     /// A slot whose traces are gone: no remembered flow belongs to it any more.
@@ -119,9 +160,9 @@ impl Table {
 ///
 /// A slot that moves keeps its first previous owner, and its clock, whatever happens to its owner meanwhile:
 /// flows that began since were remembered from their SYN.
-fn next(slot: Slot, owner: u32, serves: &impl Fn(u32) -> bool) -> Slot {
+fn next(slot: Slot, owner: u32, holds: &impl Fn(u32) -> bool) -> Slot {
     let Slot { owner: old, previous } = slot;
-    let moves = owner != old && old != NO_BACKEND && serves(old);
+    let moves = owner != old && old != NO_BACKEND && holds(old);
     match previous {
         SETTLED if moves => Slot { owner, previous: old },
         SETTLED => Slot::settled(owner),
@@ -130,7 +171,7 @@ fn next(slot: Slot, owner: u32, serves: &impl Fn(u32) -> bool) -> Slot {
         TRACES => Slot { owner, previous: TRACES },
         // Back to the first owner: its old flows are at home again, those begun meanwhile are remembered.
         first if first == owner => Slot { owner, previous: TRACES },
-        first if serves(first) => Slot { owner, previous: first },
+        first if holds(first) => Slot { owner, previous: first },
         _ => Slot { owner, previous: TRACES },
     }
 }
@@ -227,5 +268,42 @@ mod tests {
         table.end_moves(MINUTE, now + MINUTE);
         table.assign(&[C], |id| id != B, now + MINUTE);
         assert_eq!(table.slots(), [Slot { owner: C, previous: TRACES }]);
+    }
+
+    #[test]
+    fn where_all_flows_are_remembered_a_slot_moves_from_its_owner_to_itself() {
+        let (mut table, now) = owned_by(A);
+        assert_eq!(table.render(Remember::Needed), [Slot::settled(A)]);
+        assert_eq!(table.render(Remember::All), [Slot { owner: A, previous: A }]);
+        table.assign(&[B], all, now);
+        assert_eq!(table.render(Remember::All), [Slot { owner: B, previous: A }]);
+        table.end_moves(MINUTE, now + MINUTE);
+        assert_eq!(table.render(Remember::All), [Slot { owner: B, previous: B }]);
+        table.distrust(now + MINUTE);
+        table.settle(0, now + MINUTE);
+        table.assign(&[NO_BACKEND], |_| false, now + MINUTE);
+        assert_eq!(table.slots(), [Slot::settled(NO_BACKEND)]);
+        assert_eq!(table.render(Remember::All), [Slot { owner: NO_BACKEND, previous: TRACES }]);
+    }
+
+    #[test]
+    fn a_distrusted_slot_carries_traces_until_it_is_swept() {
+        let (mut table, now) = owned_by(A);
+        table.distrust(now);
+        assert_eq!(table.slots(), [Slot { owner: A, previous: TRACES }]);
+        assert!(!table.is_home(0, A, MINUTE, now), "not before the grace period");
+        assert!(table.is_home(0, A, MINUTE, now + MINUTE));
+        assert!(!table.is_home(0, B, MINUTE, now + MINUTE));
+    }
+
+    #[test]
+    fn the_last_move_away_from_a_backend_tells_how_long_it_may_have_unseen_flows() {
+        let now = Instant::now();
+        let mut table = Table::new(0, 3);
+        table.assign(&[A, A, B], all, now);
+        table.assign(&[B, A, B], all, now);
+        table.assign(&[B, B, A], all, now + MINUTE / 2);
+        assert_eq!(table.last_end(A, MINUTE), Some(now + MINUTE / 2 + MINUTE));
+        assert_eq!(table.last_end(C, MINUTE), None);
     }
 }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     bpf::{self, Bpf, Capacities, Link, Mode},
-    config::Config,
+    config::{self, Config},
     neighbour::{self, Interface},
     seed,
     sysctl::{self, Families, NoRedirects, Requirement, Sysctls},
@@ -24,6 +24,8 @@ use crate::{
 /// What the operator asked of `attach`.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The file that the configuration was read from, and is read from again when it is to be reloaded.
+    pub file: PathBuf,
     /// Names of the interfaces, at least one.
     pub interfaces: Vec<String>,
     /// Where the program is to run; native where possible if absent.
@@ -142,13 +144,17 @@ pub fn saved_settings(state_path: &Path) -> PathBuf {
 }
 
 impl Settings {
+    /// As they are, but for what an earlier run left behind by a crash, which is restored.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let saved = saved_settings(&config.daemon.state_path);
+        Sysctls::default().restore(&saved)?;
+        Ok(Self { saved, no_redirects: None })
+    }
+
     /// Turns ICMP redirects off, and sets what else is missing if the operator allowed it; otherwise says so,
     /// or refuses where nothing would work.
-    pub fn apply(config: &Config, options: &Options, locals: &[IpAddr]) -> Result<Self, Error> {
+    pub fn ensure(&mut self, config: &Config, options: &Options, locals: &[IpAddr]) -> Result<(), Error> {
         let sysctls = Sysctls::default();
-        let mut settings = Self { saved: saved_settings(&config.daemon.state_path), no_redirects: None };
-        // What an earlier run left behind by a crash.
-        sysctls.restore(&settings.saved)?;
         let vips = config.services.iter().map(|service| service.key.address.ip());
         // A VIP that others move, as keepalived does, may become an address of this machine at any time.
         let may_move_here = config.services.iter().any(|service| !service.announce) && options.set_sysctls;
@@ -163,14 +169,14 @@ impl Settings {
         } else {
             missing.iter().for_each(|requirement| warn!("missing kernel setting: {requirement}"));
         }
-        sysctls.set(&wanted, &settings.saved)?;
-        if families.v6 {
-            settings.no_redirects = forbid_ipv6_redirects();
+        sysctls.set(&wanted, &self.saved)?;
+        if families.v6 && self.no_redirects.is_none() {
+            self.no_redirects = forbid_ipv6_redirects();
         }
         for chain in sysctl::dropping_forward_chains(families)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
         }
-        Ok(settings)
+        Ok(())
     }
 }
 
@@ -196,8 +202,8 @@ impl Drop for Settings {
 
 /// Loads the data path.
 pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
-    let capacities = Capacities { slots: config.daemon.slots, backends: config.daemon.backends };
-    Ok(Bpf::load(capacities, seed)?)
+    let config::Daemon { slots, backends, flows, half_open, .. } = config.daemon;
+    Ok(Bpf::load(Capacities { slots, backends, flows, half_open }, seed)?)
 }
 
 /// Attaches to all interfaces or to none. Without a chosen mode all are native or all generic, because what one

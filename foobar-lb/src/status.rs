@@ -1,117 +1,136 @@
 //! What the daemon tells about itself: gathered from the state and the counters, in the words of the API.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
-use foobar_lb_ebpf::layout::{NO_BACKEND, Traffic};
+use foobar_lb_ebpf::layout::NO_BACKEND;
 
 use crate::{
     api,
     bpf::{self, Bpf, Link},
     image::Mac,
-    model::WhenEmpty,
-    state::{Backend, Service, Standing, State},
+    model::{self, WhenEmpty},
+    reload::Reload,
+    state::{Backend, Drain, Service, Standing, State},
 };
 
-/// Gathers the status.
-pub fn gather<'l>(
-    state: &State,
-    bpf: &Bpf,
-    links: impl Iterator<Item = &'l Link>,
-    failure: Option<&str>,
-    started: Instant,
-) -> Result<api::Status, bpf::Error> {
-    let reasons = bpf.reasons()?;
-    Ok(api::Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        uptime_seconds: started.elapsed().as_secs(),
-        failure: failure.map(str::to_owned),
-        interfaces: links
-            .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
-            .collect(),
-        services: state
-            .services
-            .iter()
-            .map(|service| gather_service(service, state, bpf))
-            .collect::<Result<_, _>>()?,
-        reasons: reasons
-            .into_iter()
-            .map(|(reason, count)| {
-                let counted = api::Count {
-                    packets: count.packets,
-                    bytes: count.bytes,
-                    help: reason.help().trim().to_owned(),
-                };
-                (reason.name().to_owned(), counted)
-            })
-            .collect(),
-    })
+/// Where all of it comes from.
+pub struct Sources<'s> {
+    /// What is known.
+    pub state: &'s State,
+    /// The counters.
+    pub bpf: &'s Bpf,
+    /// Flows remembered on each backend, by its id, if they were counted.
+    pub flows: Option<&'s BTreeMap<u32, u64>>,
+    /// Why the maps are not as they should be.
+    pub failure: Option<&'s str>,
+    /// The configuration in force.
+    pub reload: &'s Reload,
+    /// When the daemon started.
+    pub started: Instant,
 }
 
-fn gather_service(service: &Service, state: &State, bpf: &Bpf) -> Result<api::Service, bpf::Error> {
-    let owned = service.table.owned();
-    let backends = service
-        .backends
-        .iter()
-        .zip(service.standings())
-        .map(|(backend, standing)| {
-            let slots = owned.get(&backend.id).copied().unwrap_or(0);
-            Ok(gather_backend(backend, standing, slots, state, bpf.traffic(backend.id)?))
+impl Sources<'_> {
+    /// Gathers the status.
+    pub fn gather<'l>(&self, links: impl Iterator<Item = &'l Link>) -> Result<api::Status, bpf::Error> {
+        let services = self.state.services.iter().map(|service| self.gather_service(service));
+        let reasons = self.bpf.reasons()?.into_iter().map(|(reason, count)| {
+            let help = reason.help().trim().to_owned();
+            (reason.name().to_owned(), api::Count { packets: count.packets, bytes: count.bytes, help })
+        });
+        Ok(api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            failure: self.failure.map(str::to_owned),
+            config_seconds: self.reload.loaded.elapsed().as_secs(),
+            reload_failure: self.reload.failure.clone(),
+            interfaces: links
+                .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
+                .collect(),
+            services: services.collect::<Result<_, _>>()?,
+            reasons: reasons.collect(),
         })
-        .collect::<Result<Vec<_>, bpf::Error>>()?;
-    let total = |part: fn(&api::Backend) -> u64| backends.iter().map(part).sum();
-    let config = &service.config;
-    Ok(api::Service {
-        name: config.name.clone(),
-        address: config.key.address,
-        protocol: config.key.protocol.to_string(),
-        mode: "nat".to_owned(),
-        slots: config.table_size,
-        slots_moving: service.table.unsettled() as u32,
-        slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),
-        fails_open: service.fails_open(),
-        when_empty: match config.when_empty {
-            WhenEmpty::FailOpen => "fail-open",
-            WhenEmpty::Refuse => "refuse",
-        }
-        .to_owned(),
-        packets: total(|backend| backend.packets),
-        bytes: total(|backend| backend.bytes),
-        reply_packets: total(|backend| backend.reply_packets),
-        reply_bytes: total(|backend| backend.reply_bytes),
-        backends,
-    })
-}
+    }
 
-fn gather_backend(
-    backend: &Backend,
-    standing: Standing,
-    slots: u32,
-    state: &State,
-    traffic: Traffic,
-) -> api::Backend {
-    let next_hop = backend.next_hop.map(|hop| {
-        let link = state.view().links.get(&hop.interface);
-        let interface = link.map_or_else(|| hop.interface.to_string(), |link| link.name.clone());
-        format!("{} via {interface}", Mac(hop.destination))
-    });
-    let report = backend.report.as_ref();
-    api::Backend {
-        name: backend.config.name.clone(),
-        address: backend.config.address,
-        weight: backend.config.weight,
-        admin: backend.config.admin().to_string(),
-        health: backend.health().to_string(),
-        reason: backend.reason(),
-        since_seconds: report.map(|report| report.since.elapsed().as_secs()),
-        latency_ms: report.and_then(|report| report.latency).map(|latency| latency.as_secs_f64() * 1e3),
-        transitions: report.map_or(0, |report| report.transitions),
-        eligible: standing.eligible,
-        serves: standing.serves,
-        slots,
-        next_hop,
-        packets: traffic.forward.packets,
-        bytes: traffic.forward.bytes,
-        reply_packets: traffic.reply.packets,
-        reply_bytes: traffic.reply.bytes,
+    fn gather_service(&self, service: &Service) -> Result<api::Service, bpf::Error> {
+        let owned = service.table.owned();
+        let backends = service
+            .backends
+            .iter()
+            .zip(service.standings())
+            .map(|(backend, standing)| {
+                let gathered = self.gather_backend(backend, standing)?;
+                let slots = owned.get(&backend.id).copied().unwrap_or(0);
+                Ok(api::Backend { slots, drain: self.gather_drain(backend, service), ..gathered })
+            })
+            .collect::<Result<Vec<_>, bpf::Error>>()?;
+        let total = |part: fn(&api::Backend) -> u64| backends.iter().map(part).sum();
+        let config = &service.config;
+        Ok(api::Service {
+            name: config.name.clone(),
+            address: config.key.address,
+            protocol: config.key.protocol.to_string(),
+            mode: "nat".to_owned(),
+            slots: config.table_size,
+            slots_moving: service.table.unsettled() as u32,
+            slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),
+            fails_open: service.fails_open(),
+            when_empty: match config.when_empty {
+                WhenEmpty::FailOpen => "fail-open",
+                WhenEmpty::Refuse => "refuse",
+            }
+            .to_owned(),
+            packets: total(|backend| backend.packets),
+            bytes: total(|backend| backend.bytes),
+            reply_packets: total(|backend| backend.reply_packets),
+            reply_bytes: total(|backend| backend.reply_bytes),
+            backends,
+        })
+    }
+
+    /// All but what the service's table knows.
+    fn gather_backend(&self, backend: &Backend, standing: Standing) -> Result<api::Backend, bpf::Error> {
+        let next_hop = backend.next_hop.map(|hop| {
+            let link = self.state.view().links.get(&hop.interface);
+            let interface = link.map_or_else(|| hop.interface.to_string(), |link| link.name.clone());
+            format!("{} via {interface}", Mac(hop.destination))
+        });
+        let report = backend.report.as_ref();
+        let traffic = self.bpf.traffic(backend.id)?;
+        Ok(api::Backend {
+            name: backend.config.name.clone(),
+            address: backend.config.address,
+            weight: backend.weight(),
+            admin: backend.admin().to_string(),
+            drain: None,
+            repicked: backend.repicked,
+            health: backend.health().to_string(),
+            reason: backend.reason(),
+            since_seconds: report.map(|report| report.since.elapsed().as_secs()),
+            latency_ms: report.and_then(|report| report.latency).map(|latency| latency.as_secs_f64() * 1e3),
+            transitions: report.map_or(0, |report| report.transitions),
+            eligible: standing.eligible,
+            serves: standing.serves,
+            slots: 0,
+            next_hop,
+            packets: traffic.forward.packets,
+            bytes: traffic.forward.bytes,
+            reply_packets: traffic.reply.packets,
+            reply_bytes: traffic.reply.bytes,
+        })
+    }
+
+    fn gather_drain(&self, backend: &Backend, service: &Service) -> Option<api::Drain> {
+        let Drain { since, over } = backend.drain?;
+        let seconds_until = |end: Instant| end.saturating_duration_since(Instant::now()).as_secs();
+        let model::Service { transition, drain_time, .. } = service.config;
+        let seen = self.flows.map(|flows| flows.get(&backend.id).copied().unwrap_or(0));
+        let last_end = service.table.last_end(backend.id, transition);
+        Some(api::Drain {
+            seconds: since.elapsed().as_secs(),
+            seen,
+            silent_for_seconds: last_end.map(seconds_until),
+            remaining_seconds: drain_time.filter(|_| !over).map(|limit| seconds_until(since + limit)),
+            over,
+        })
     }
 }

@@ -3,7 +3,8 @@
 use std::{fmt::Write as _, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use foobar_lb::api::{Service, Status};
+use foobar_lb::api::{Backend, Drain, Service, Status};
+use jiff::{SignedDuration, Zoned};
 
 /// The status as text, each service with its backends, then the reasons that occurred.
 pub fn render(status: &Status) -> String {
@@ -18,6 +19,10 @@ pub fn render(status: &Status) -> String {
         .expect("a string can be written to");
     if let Some(failure) = &status.failure {
         writeln!(text, "FAILED to update the maps: {failure}").expect("a string can be written to");
+    }
+    if let Some(failure) = &status.reload_failure {
+        writeln!(text, "NOT RELOADED, the configuration from before is in force: {failure}")
+            .expect("a string can be written to");
     }
     for service in &status.services {
         text.push('\n');
@@ -58,7 +63,38 @@ fn render_service(service: &Service) -> String {
         ]);
     }
     align_right(&mut table, 5..=8);
-    format!("{name}  {protocol} {address}{notes}\n{table}\n")
+    let drains: String = service.backends.iter().filter_map(render_drain).collect();
+    format!("{name}  {protocol} {address}{notes}\n{table}\n{drains}")
+}
+
+/// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.
+fn render_drain(backend: &Backend) -> Option<String> {
+    let Drain { seen, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
+    let Backend { name, admin, repicked, .. } = backend;
+    if *over {
+        return Some(format!("{name} is {admin}, its drain time is over: {repicked} flows were re-picked\n"));
+    }
+    if (*seen, *silent_for_seconds) == (Some(0), None) {
+        return Some(format!("{name} is {admin}: no flows are left\n"));
+    }
+    let seen =
+        seen.map_or_else(|| "flows not counted this time".to_owned(), |seen| format!("{seen} flows seen"));
+    let silent = match silent_for_seconds {
+        Some(seconds) => format!("silent ones unknown until {}", time_in(*seconds)),
+        None => "no others".to_owned(),
+    };
+    let end = remaining_seconds
+        .map_or_else(String::new, |seconds| format!("; those left are re-picked at {}", time_in(seconds)));
+    Some(format!("{name} is {admin}: {seen}, {silent}{end}\n"))
+}
+
+/// The time of day in so many seconds, in whole minutes and not before, with the date if it is not today's.
+fn time_in(seconds: u64) -> String {
+    let now = Zoned::now();
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(59);
+    let then = now.saturating_add(SignedDuration::from_secs(seconds));
+    let format = if then.date() == now.date() { "%H:%M" } else { "%Y-%m-%d %H:%M" };
+    then.strftime(format).to_string()
 }
 
 fn render_reasons(status: &Status) -> String {

@@ -4,11 +4,12 @@
 //!
 //! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`,
 //! `local ADDRESS`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC`, `lost ADDRESS`. Of the backends:
-//! `health SERVICE BACKEND up|unknown|answers|silent`. Of time: `wait DURATION`, `sweep`, which finds no remembered
-//! flow, and `settle`, after which all moves are over and swept.
+//! `health SERVICE BACKEND up|unknown|answers|silent`. Of the operator: `drain|disable|enable SERVICE BACKEND...`,
+//! `weight SERVICE BACKEND WEIGHT`, and `reload FILE`, a configuration in `tests/golden/reload`; what they answer is
+//! shown. Of time: `wait DURATION`, `sweep`, which finds no remembered flow, and `settle`, after which all moves are
+//! over and swept.
 
 use std::{
-    collections::BTreeSet,
     env, fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -16,18 +17,20 @@ use std::{
 };
 
 use foobar_lb::{
+    api::Word,
     config,
     health::{Report, Target},
     image::Image,
     model::{Down, Health},
     neighbour::{Link, NextHop, View},
-    state::State,
+    state::{Room, State},
+    sweep::{Found, GRACE},
 };
 use foobar_lb_ebpf::layout::Interface;
 
 const SEED: u64 = 1;
 const MTU: u32 = 1500;
-const GRACE: Duration = Duration::from_secs(1);
+const ROOM: Room = Room { slots: 300, backends: 6 };
 const LONGEST_TRANSITION: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[test]
@@ -96,6 +99,15 @@ impl Teller {
             ["sweep"] => self.sweep(),
             ["settle"] => self.settle(),
             ["image"] => return Some(self.render().to_string()),
+            ["reload", file] => return Some(self.reload(file)),
+            ["drain", service, ref backends @ ..] => return Some(self.say(Word::Drain, service, backends)),
+            ["disable", service, ref backends @ ..] => {
+                return Some(self.say(Word::Disable, service, backends));
+            }
+            ["enable", service, ref backends @ ..] => return Some(self.say(Word::Enable, service, backends)),
+            ["weight", service, backend, weight] => {
+                return Some(self.say(Word::Weight(weight.parse().ok()?), service, &[backend]));
+            }
             ref network => return self.observe_network(network).map(|()| String::new()),
         }
         self.render();
@@ -106,6 +118,29 @@ impl Teller {
     fn render(&mut self) -> Image {
         self.state.observe_network(self.view.clone());
         self.state.render(self.now)
+    }
+
+    fn say(&mut self, word: Word, service: &str, backends: &[&str]) -> String {
+        self.render();
+        let backends: Vec<String> = backends.iter().map(|&backend| backend.to_owned()).collect();
+        let answer = match self.state.say(service, &backends, |said| word.on(said)) {
+            Ok(warnings) => warnings.into_iter().map(|warning| format!("warning: {warning}\n")).collect(),
+            Err(error) => format!("error: {error}\n"),
+        };
+        self.render();
+        answer
+    }
+
+    fn reload(&mut self, file: &str) -> String {
+        self.render();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/reload").join(file);
+        let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let answer = match self.state.reconfigure(config.services, ROOM) {
+            Ok(displaced) => displaced.iter().map(|address| format!("displaced: {address}\n")).collect(),
+            Err(refusal) => format!("error: {refusal}\n"),
+        };
+        self.render();
+        answer
     }
 
     fn observe_network(&mut self, event: &[&str]) -> Option<()> {
@@ -123,7 +158,7 @@ impl Teller {
     }
 
     fn sweep(&mut self) {
-        self.state.settle(&BTreeSet::new(), GRACE, self.now);
+        self.state.settle(&Found::default(), self.now);
     }
 
     fn settle(&mut self) {

@@ -2,8 +2,11 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
 };
+
+use serde_spanned::Spanned;
 
 use super::{
     report::{Problem, Problems, Span},
@@ -22,12 +25,22 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/foobar-lb";
 pub const DEFAULT_SLOTS: u32 = 8 << 20;
 /// Backends of all services together.
 pub const DEFAULT_BACKENDS: u32 = 1 << 16;
+/// Remembered flows, half of them for those first seen in mid-flow.
+pub const DEFAULT_FLOWS: u32 = 1 << 18;
+/// Remembered flows that have only sent a SYN.
+pub const DEFAULT_HALF_OPEN: u32 = 1 << 16;
 /// Only where there is a `[metrics]` section.
 pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9466);
 
 /// 2 GiB of slots.
 const MAX_SLOTS: u32 = 1 << 28;
 const MAX_BACKENDS: u32 = 1 << 20;
+/// 16 million, about 2 GiB; with fewer than the least, the kernel's own batches would be a large part of a map.
+const FLOWS: RangeInclusive<u32> = 1 << 10..=1 << 24;
+
+/// So many remembered flows should find room for each slot-owning backend: a table has at least that many slots for
+/// it, and a change can set all of them moving.
+const FLOWS_PER_BACKEND: u32 = 100;
 
 /// `sun_path` of unix(7) less its closing NUL, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
@@ -47,10 +60,14 @@ pub struct Daemon {
     pub slots: u32,
     /// Capacity in backends of all services together.
     pub backends: u32,
+    /// Capacity in remembered flows that have answered or were first seen in mid-flow, half for each.
+    pub flows: u32,
+    /// Capacity in remembered flows that have only sent a SYN.
+    pub half_open: u32,
 }
 
 pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
-    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends } = section;
+    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends, flows, half_open } = section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
     let pin_path = problems.read_or(pin_path, DEFAULT_PIN_PATH.into(), values::path);
@@ -59,6 +76,9 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         problems.read_or(slots, DEFAULT_SLOTS, |&value| values::integer(value, "slots", 2..=MAX_SLOTS));
     let backends = problems
         .read_or(backends, DEFAULT_BACKENDS, |&value| values::integer(value, "backends", 1..=MAX_BACKENDS));
+    let flows = problems.read_or(flows, DEFAULT_FLOWS, |&value| values::integer(value, "flows", FLOWS));
+    let half_open =
+        problems.read_or(half_open, DEFAULT_HALF_OPEN, |&value| values::integer(value, "half_open", FLOWS));
     Some(Daemon {
         socket: socket?,
         state_path: state_path?,
@@ -66,6 +86,8 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         seed: seed?,
         slots: slots?,
         backends: backends?,
+        flows: flows?,
+        half_open: half_open?,
     })
 }
 
@@ -88,20 +110,52 @@ fn socket_path(text: &str) -> Result<PathBuf, Fault> {
 pub(super) struct Capacity {
     slots: Option<Span>,
     backends: Option<Span>,
+    flows: Option<Span>,
+    half_open: Option<Span>,
 }
 
 impl Capacity {
     pub(super) fn of(section: &shape::Daemon) -> Self {
-        let slots = section.slots.as_ref().map(|slots| slots.span());
-        Self { slots, backends: section.backends.as_ref().map(|backends| backends.span()) }
+        let place = |number: &shape::Number| number.as_ref().map(Spanned::span);
+        let shape::Daemon { slots, backends, flows, half_open, .. } = section;
+        Self {
+            slots: place(slots),
+            backends: place(backends),
+            flows: place(flows),
+            half_open: place(half_open),
+        }
     }
 
-    /// Whether all tables and all backends find room.
+    /// Whether all tables and all backends find room, and what a change of them makes us remember.
     pub(super) fn check(self, daemon: &Daemon, drafts: &[Draft], problems: &mut Problems) {
         let slots = |draft: &Draft| u64::from(draft.table_size.unwrap_or(0));
         check_room("slots", daemon.slots, self.slots, drafts, slots, problems);
         let backends = |draft: &Draft| draft.backends.len() as u64;
         check_room("backends", daemon.backends, self.backends, drafts, backends, problems);
+        let total = u32::try_from(drafts.iter().map(backends).sum::<u64>()).unwrap_or(u32::MAX);
+        let enough = total.saturating_mul(FLOWS_PER_BACKEND).min(*FLOWS.end());
+        warn_of_few("flows", daemon.flows, enough, self.flows, drafts, problems);
+        warn_of_few("half_open", daemon.half_open, enough, self.half_open, drafts, problems);
+    }
+}
+
+/// Remembered flows that find no room break when their slot's move is over.
+fn warn_of_few(
+    key: &str,
+    room: u32,
+    enough: u32,
+    place: Option<Span>,
+    drafts: &[Draft],
+    problems: &mut Problems,
+) {
+    let Some(place) = place.or_else(|| drafts.first().map(|draft| draft.place.clone())) else { return };
+    if room < enough {
+        let message = format!(
+            "room for {room} flows in `{key}` is little for so many backends: when the tables change, flows that \
+             find no room may break"
+        );
+        let help = format!("set `{key}` of `[daemon]` to {enough} or more");
+        problems.warn(Problem::new(place, message).help(help));
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     health::Settings,
-    model::{Backend, Mode, Protocol, Service, ServiceKey, WhenEmpty},
+    model::{Backend, Mode, Protocol, Remember, Service, ServiceKey, UdpDrain, WhenEmpty},
 };
 
 /// Of a service that does not say.
@@ -27,6 +27,16 @@ pub const DEFAULT_TABLE_SIZE: u32 = 65_537;
 pub const DEFAULT_TCP_TRANSITION: Duration = Duration::from_secs(15 * 60);
 /// The same for UDP.
 pub const DEFAULT_UDP_TRANSITION: Duration = Duration::from_secs(3 * 60);
+/// Silence after which a remembered TCP flow is forgotten, unless the transition is longer.
+pub const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+/// The same for UDP.
+pub const DEFAULT_UDP_IDLE: Duration = Duration::from_secs(3 * 60);
+/// How long known flows may stay on a draining backend.
+pub const DEFAULT_DRAIN_TIME: Duration = Duration::from_secs(3600);
+/// What becomes of UDP flows that are not remembered.
+pub const DEFAULT_UDP_DRAIN: UdpDrain = UdpDrain::Keep;
+/// Which flows are remembered.
+pub const DEFAULT_REMEMBER: Remember = Remember::Needed;
 /// Whether the balancer answers for the VIP on the link.
 pub const DEFAULT_ANNOUNCE: bool = false;
 /// What new flows get when no backend is eligible.
@@ -35,6 +45,8 @@ pub const DEFAULT_WHEN_EMPTY: WhenEmpty = WhenEmpty::FailOpen;
 pub const DEFAULT_WEIGHT: u16 = 1;
 
 const TRANSITIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const LONGEST_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
+const DRAIN_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(30 * 24 * 3600);
 const WEIGHTS: RangeInclusive<u32> = 0..=1000;
 
 /// Up to the largest prime for which there can be room.
@@ -54,6 +66,10 @@ pub(super) struct Draft {
     pub(super) backends: Vec<BackendDraft>,
     mode: Option<Mode>,
     transition: Option<Duration>,
+    idle: Option<Duration>,
+    drain_time: Option<Duration>,
+    udp_drain: Option<UdpDrain>,
+    remember: Option<Remember>,
     direct: Option<Vec<IpNet>>,
     announce: bool,
     when_empty: Option<WhenEmpty>,
@@ -81,6 +97,10 @@ impl Draft {
             mode: self.mode?,
             table_size: self.table_size?,
             transition: self.transition?,
+            idle: self.idle?,
+            drain_time: self.drain_time.map(|time| (!time.is_zero()).then_some(time))?,
+            udp_drain: self.udp_drain?,
+            remember: self.remember?,
             direct: self.direct?,
             announce: self.announce,
             when_empty: self.when_empty?,
@@ -110,13 +130,20 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
     let protocol = problems.read_or(service.protocol, DEFAULT_PROTOCOL, protocol);
     let known_protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
     let backends = read_backends(service.backend, &place, address.as_ref(), problems);
+    let transition = problems.read_or(service.transition, default_transition(known_protocol), transition);
+    let udp_drain = read_udp_drain(service.udp_drain, known_protocol, problems);
     Draft {
         name: problems.read_required(service.name, header, "name = \"www\"", values::name),
         mode: problems.read_or(service.mode, DEFAULT_MODE, mode),
         table_size: read_table_size(service.table_size, &backends, &place, problems),
-        transition: problems.read_or(service.transition, default_transition(known_protocol), |text| {
-            values::duration(text, "transition", TRANSITIONS)
+        idle: problems
+            .read_or(service.idle, default_idle(known_protocol, transition), |text| idle(text, transition)),
+        transition,
+        drain_time: problems.read_or(service.drain_time, DEFAULT_DRAIN_TIME, |text| {
+            values::duration(text, "drain_time", DRAIN_TIMES)
         }),
+        udp_drain,
+        remember: problems.read_or(service.remember, DEFAULT_REMEMBER, remember),
         direct: read_direct(service.direct, address.as_ref(), problems),
         announce: service.announce.unwrap_or(DEFAULT_ANNOUNCE),
         when_empty: problems.read_or(service.when_empty, DEFAULT_WHEN_EMPTY, when_empty),
@@ -141,6 +168,56 @@ fn when_empty(text: &str) -> Result<WhenEmpty, Fault> {
     values::choice(text, "behaviour", &choices, &[])
 }
 
+fn read_udp_drain(section: shape::Text, protocol: Protocol, problems: &mut Problems) -> Option<UdpDrain> {
+    let place = section.as_ref().map(Spanned::span);
+    let choices = [("keep", UdpDrain::Keep), ("switch", UdpDrain::Switch)];
+    let udp_drain = problems
+        .read_or(section, DEFAULT_UDP_DRAIN, |text| values::choice(text, "way to drain", &choices, &[]));
+    if let (Protocol::Tcp, Some(UdpDrain::Switch), Some(place)) = (protocol, udp_drain, place) {
+        let problem = Problem::new(place, "`udp_drain` has no effect on a tcp service")
+            .help("leave it out: the SYN of a TCP flow shows that it is new");
+        problems.warn(problem);
+    }
+    udp_drain
+}
+
+fn remember(text: &str) -> Result<Remember, Fault> {
+    values::choice(text, "choice", &[("needed", Remember::Needed), ("all", Remember::All)], &[])
+}
+
+fn transition(text: &str) -> Result<Duration, Fault> {
+    let consequence = match humantime::parse_duration(text) {
+        Ok(duration) if duration < *TRANSITIONS.start() => {
+            ": every change of the table would break the flows of the slots that change"
+        }
+        Ok(duration) if duration > *TRANSITIONS.end() => {
+            ": a slot that changes would remember its flows for all that time"
+        }
+        _ => "",
+    };
+    values::duration(text, "transition", TRANSITIONS)
+        .map_err(|fault| Fault { message: fault.message + consequence, ..fault })
+}
+
+fn idle(text: &str, transition: Option<Duration>) -> Result<Duration, Fault> {
+    let least = transition.unwrap_or(*TRANSITIONS.start());
+    let consequence = match humantime::parse_duration(text) {
+        Ok(duration) if duration < least => ": a flow would be forgotten while its slot still moves",
+        _ => "",
+    };
+    values::duration(text, "idle", least..=LONGEST_IDLE)
+        .map_err(|fault| Fault { message: fault.message + consequence, ..fault })
+}
+
+/// No flow is forgotten while its slot moves.
+fn default_idle(protocol: Protocol, transition: Option<Duration>) -> Duration {
+    let idle = match protocol {
+        Protocol::Tcp => DEFAULT_TCP_IDLE,
+        Protocol::Udp => DEFAULT_UDP_IDLE,
+    };
+    transition.map_or(idle, |transition| idle.max(transition))
+}
+
 fn default_transition(protocol: Protocol) -> Duration {
     match protocol {
         Protocol::Tcp => DEFAULT_TCP_TRANSITION,
@@ -163,8 +240,11 @@ fn read_backends(
     let backends: Vec<_> = sections.into_iter().map(|section| read_backend(section, vip, problems)).collect();
     if !backends.is_empty() && backends.iter().all(|backend| backend.weight == Some(0)) {
         problems.warn(
-            Problem::new(service.clone(), "every backend of this service has weight 0: none takes new flows")
-                .help("give one of them a weight of 1 or more"),
+            Problem::new(
+                service.clone(),
+                "every backend of this service has weight 0: its new flows are dropped, known ones stay",
+            )
+            .help("give one of them a weight of 1 or more"),
         );
     }
     backends

@@ -39,6 +39,8 @@ pub(super) struct Daemon {
     pub(super) seed: Text,
     pub(super) slots: Number,
     pub(super) backends: Number,
+    pub(super) flows: Number,
+    pub(super) half_open: Number,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +58,10 @@ pub(super) struct Service {
     pub(super) mode: Text,
     pub(super) table_size: Number,
     pub(super) transition: Text,
+    pub(super) idle: Text,
+    pub(super) drain_time: Text,
+    pub(super) udp_drain: Text,
+    pub(super) remember: Text,
     #[serde(default)]
     pub(super) direct: Vec<Spanned<String>>,
     pub(super) announce: Flag,

@@ -149,7 +149,7 @@ pub(super) fn seed(text: &str) -> Result<u64, Fault> {
 }
 
 /// The word that was probably meant, or else all there are.
-pub(super) fn nearest(text: &str, words: &[&str]) -> String {
+pub(crate) fn nearest(text: &str, words: &[&str]) -> String {
     if text.len() > MAX_NAME {
         return format!("use {}", list(words));
     }

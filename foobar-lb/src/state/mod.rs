@@ -1,27 +1,36 @@
 //! What the control plane knows, and what follows from it: the tables and the wanted image. No I/O and no
-//! clock: events and `now` come in, an [`Image`] goes out.
+//! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
+//!
+//! `services` takes in a configuration, `word` what the operator says, `render` writes the image; this file has what
+//! is known and what follows for each backend.
+
+mod render;
+mod services;
+mod word;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    ops::Range,
     time::{Duration, Instant},
 };
 
 use foobar_lb_ebpf::{
-    flow::{hash, hash_key, reduce},
-    layout::{
-        self, Address, DirectKey, Endpoint, FlowKey, NO_BACKEND, NextHop, Reply, address_flag, backend_flag,
-    },
+    flow::{HashKey, hash_key},
+    layout::{self, Endpoint, NO_BACKEND},
 };
-use ipnet::IpNet;
 
+pub use self::{
+    services::{Refusal, Room},
+    word::Unheard,
+};
 use crate::{
     health::{self, Report},
-    image::{DirectPrefix, Image, address, endpoint},
+    image::endpoint,
     maglev::{self, Member},
-    model::{self, Down, Eligibility, Health, Protocol, WhenEmpty, eligibility},
+    model::{self, Admin, Down, Eligibility, Health, Protocol, Remember, UdpDrain, WhenEmpty, eligibility},
     neighbour::{self, View},
     slots::Table,
+    sweep::{Found, GRACE},
 };
 
 /// All that is known.
@@ -32,18 +41,24 @@ pub struct State {
     pub attached: BTreeMap<u32, layout::Interface>,
     view: View,
     seed: u64,
+    /// Ids that a remembered flow may still name, and since when nothing else does.
+    retired: BTreeMap<u32, Option<Instant>>,
+    /// Regions of the arena that a packet under way may still read, and since when no service has them.
+    left: Vec<(Range<u32>, Option<Instant>)>,
 }
 
 /// A service and what became of it.
 pub struct Service {
     /// As configured.
     pub config: model::Service,
-    /// Its backends, in the order of the configuration.
+    /// Its backends, in the order of the configuration, and then those that the configuration has no more.
     pub backends: Vec<Backend>,
     /// Who owns its slots.
     pub table: Table,
     /// Whom the table was built for.
-    members: Vec<Member>,
+    members: Vec<(u32, Member)>,
+    /// Which flows were remembered so far.
+    remembering: Remember,
     /// Since the start some backend has not been measured yet. Those that have not take new flows until they
     /// are: if they gave them to the first that answers, most slots would move and move back.
     cold_start: bool,
@@ -53,15 +68,42 @@ pub struct Service {
 
 /// A backend and what is known of it.
 pub struct Backend {
-    /// As configured.
+    /// As configured, or as it last was.
     pub config: model::Backend,
     /// Its id in the maps.
     pub id: u32,
+    /// What the operator said of it.
+    pub word: Word,
     /// The last that its health check said.
     pub report: Option<Report>,
     /// Where its packets go.
     pub next_hop: Option<neighbour::NextHop>,
+    /// How its flows leave it.
+    pub drain: Option<Drain>,
+    /// Remembered flows that had to leave it while they were alive, since the daemon started.
+    pub repicked: u64,
+    removed: bool,
+    /// Since when no slot names it.
+    unnamed: Option<Instant>,
     health_kind: health::Kind,
+}
+
+/// The operator's word about a backend, which counts more than the configuration's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Draining or disabled, if one of them was said.
+    pub admin: Option<Admin>,
+    /// Its weight, if one was said.
+    pub weight: Option<u16>,
+}
+
+/// A drain under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// When it began.
+    pub since: Instant,
+    /// The drain time is over: known flows are re-picked.
+    pub over: bool,
 }
 
 /// What follows for a backend from all that is known.
@@ -71,9 +113,26 @@ pub struct Standing {
     pub eligible: bool,
     /// Known flows may stay.
     pub serves: bool,
+    /// Flows that are not remembered may stay, if it had them before.
+    pub holds: bool,
 }
 
 impl Backend {
+    /// The operator's word, else the configuration's; a weight of 0 drains.
+    pub fn admin(&self) -> Admin {
+        match self.word.admin {
+            _ if self.removed => Admin::Removed,
+            Some(admin) => admin,
+            None if self.weight() == 0 => Admin::Draining,
+            None => Admin::Enabled,
+        }
+    }
+
+    /// Its share of new flows relative to its siblings.
+    pub fn weight(&self) -> u16 {
+        self.word.weight.unwrap_or(self.config.weight)
+    }
+
     /// Its health. One that is not checked is as well as its next hop; one that was never reachable is silent.
     pub fn health(&self) -> Health {
         match (&self.report, self.next_hop) {
@@ -99,13 +158,27 @@ impl Backend {
     }
 
     fn eligibility(&self, cold_start: bool) -> Eligibility {
-        eligibility(self.config.admin(), self.health(), cold_start && self.next_hop.is_some())
+        let admin = if self.drain.is_some_and(|drain| drain.over) { Admin::Disabled } else { self.admin() };
+        eligibility(admin, self.health(), cold_start && self.next_hop.is_some())
+    }
+
+    /// Starts the clock of a drain, or stops it.
+    fn follow_drain(&mut self, drain_time: Option<Duration>, now: Instant) {
+        self.drain = self.admin().drains().then(|| {
+            let since = self.drain.map_or(now, |drain| drain.since);
+            Drain { since, over: drain_time.is_some_and(|limit| now.duration_since(since) >= limit) }
+        });
     }
 }
 
 impl Service {
+    /// Its end of clients' flows, as in the maps.
+    pub fn end(&self) -> Endpoint {
+        endpoint(self.config.key.address, self.config.key.protocol)
+    }
+
     /// What follows for each of its backends, in their order. Where nobody is eligible and the service is to
-    /// fail open, every backend with a weight is taken.
+    /// fail open, every enabled backend is taken.
     pub fn standings(&self) -> Vec<Standing> {
         let own = |backend: &Backend| backend.eligibility(self.cold_start);
         let udp = self.config.key.protocol == Protocol::Udp;
@@ -113,10 +186,13 @@ impl Service {
             && !self.backends.iter().any(|backend| own(backend).new_flows);
         let standing = |backend: &Backend| {
             let Eligibility { new_flows, serves } = own(backend);
+            let admin = backend.admin();
             // No kernel ends the UDP flows of a server that is gone.
             let serves = serves && !(udp && matches!(backend.health(), Health::Down(_)));
-            let taken = fail_open && backend.config.weight > 0 && backend.next_hop.is_some();
-            Standing { eligible: new_flows || taken, serves: serves || taken }
+            let taken = fail_open && admin == Admin::Enabled && backend.next_hop.is_some();
+            let switches = udp && admin.drains() && self.config.udp_drain == UdpDrain::Switch;
+            let (eligible, serves) = (new_flows || taken, serves || taken);
+            Standing { eligible, serves, holds: serves && !switches }
         };
         self.backends.iter().map(standing).collect()
     }
@@ -127,71 +203,63 @@ impl Service {
         !self.backends.iter().any(eligible) && self.standings().iter().any(|standing| standing.eligible)
     }
 
-    /// Brings the table up to date with the standings.
+    /// The ids of the backends on which known flows may stay.
+    pub fn serving(&self) -> BTreeSet<u32> {
+        let backends = self.backends.iter().zip(self.standings());
+        backends.filter(|(_, standing)| standing.serves).map(|(backend, _)| backend.id).collect()
+    }
+
+    /// Brings drains and the table up to date.
     fn assign(&mut self, seed: u64, now: Instant) {
+        let Self { backends, config, .. } = self;
+        backends.iter_mut().for_each(|backend| backend.follow_drain(config.drain_time, now));
         let standings = self.standings();
-        let eligible = self.backends.iter().zip(&standings).filter(|(_, standing)| standing.eligible);
-        let (ids, members): (Vec<u32>, Vec<Member>) = eligible
-            .map(|(Backend { config, id, .. }, _)| {
-                (*id, Member { address: config.address, weight: config.weight })
+        let with_standings = || self.backends.iter().zip(&standings);
+        let members: Vec<(u32, Member)> = with_standings()
+            .filter(|(_, standing)| standing.eligible)
+            .map(|(backend, _)| {
+                (backend.id, Member { address: backend.config.address, weight: backend.weight() })
             })
-            .unzip();
-        let serving: BTreeSet<u32> = self
-            .backends
-            .iter()
-            .zip(&standings)
-            .filter_map(|(backend, standing)| standing.serves.then_some(backend.id))
             .collect();
+        let holding: BTreeSet<u32> =
+            with_standings().filter(|(_, standing)| standing.holds).map(|(backend, _)| backend.id).collect();
         let owners = if members == self.members {
             self.table.slots().iter().map(|slot| slot.owner).collect()
         } else {
-            self.owners(&ids, &members, seed)
+            owners(&members, self.config.table_size, seed)
         };
         self.members = members;
-        self.table.assign(&owners, |id| serving.contains(&id), now);
+        if self.remembering != self.config.remember {
+            self.remembering = self.config.remember;
+            self.table.distrust(now);
+        }
+        self.table.assign(&owners, |id| holding.contains(&id), now);
         self.table.end_moves(self.config.transition, now);
+        self.note_unnamed(now);
     }
 
-    fn owners(&self, ids: &[u32], members: &[Member], seed: u64) -> Vec<u32> {
-        let table = maglev::table(members, self.config.table_size, seed);
-        if table.is_empty() {
-            return vec![NO_BACKEND; self.config.table_size as usize];
+    /// Of backends that the configuration has no more, since when no slot names them either.
+    fn note_unnamed(&mut self, now: Instant) {
+        for backend in self.backends.iter_mut().filter(|backend| backend.removed) {
+            let named = self.table.names(backend.id);
+            backend.unnamed = if named { None } else { backend.unnamed.or(Some(now)) };
         }
-        table.into_iter().map(|member| ids[member as usize]).collect()
     }
 }
 
+fn owners(members: &[(u32, Member)], table_size: u32, seed: u64) -> Vec<u32> {
+    let (ids, members): (Vec<u32>, Vec<Member>) = members.iter().copied().unzip();
+    let table = maglev::table(&members, table_size, seed);
+    if table.is_empty() {
+        return vec![NO_BACKEND; table_size as usize];
+    }
+    table.into_iter().map(|member| ids[member as usize]).collect()
+}
+
 impl State {
-    /// Nothing measured yet: tables from the start of the arena, ids in the order of the configuration.
-    pub fn new(services: Vec<model::Service>, seed: u64) -> Self {
-        let mut first_slot = 0;
-        let mut next_id = 0;
-        let mut lists = 1..;
-        let services = services
-            .into_iter()
-            .map(|config| {
-                let table = Table::new(first_slot, config.table_size);
-                first_slot += config.table_size;
-                let backends = config
-                    .backends
-                    .iter()
-                    .map(|backend| {
-                        next_id += 1;
-                        Backend {
-                            config: backend.clone(),
-                            id: next_id - 1,
-                            report: None,
-                            next_hop: None,
-                            health_kind: config.health.kind.clone(),
-                        }
-                    })
-                    .collect();
-                let direct_list =
-                    if config.direct.is_empty() { 0 } else { lists.next().expect("lists do not run out") };
-                Service { config, backends, table, members: Vec::new(), cold_start: true, direct_list }
-            })
-            .collect();
-        Self { services, attached: BTreeMap::new(), view: View::default(), seed }
+    /// The key of the flow hash.
+    pub fn hash_key(&self) -> HashKey {
+        hash_key(self.seed)
     }
 
     /// A health check has something to say. Returns the service and the backend it is about.
@@ -207,7 +275,7 @@ impl State {
     /// The network has changed. A backend whose neighbour does not answer at the moment keeps its next hop as
     /// long as its health check succeeds: the check is the better witness.
     pub fn observe_network(&mut self, view: View) {
-        for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+        for backend in self.backends_mut() {
             let found = view.next_hops.get(&backend.config.address.ip()).copied();
             let last = backend.next_hop.filter(|hop| {
                 backend.health_kind != health::Kind::None && view.links.contains_key(&hop.interface)
@@ -222,118 +290,57 @@ impl State {
         &self.view
     }
 
-    /// Brings all tables up to date and tells what the maps should hold.
-    pub fn render(&mut self, now: Instant) -> Image {
-        let seed = self.seed;
-        self.services.iter_mut().for_each(|service| service.assign(seed, now));
-        let mut image = Image { interfaces: self.attached.clone(), ..Image::default() };
-        for local in &self.view.locals {
-            image.addresses.insert(address(*local), address_flag::LOCAL);
-        }
-        for service in &self.services {
-            self.render_service(service, &mut image);
-        }
-        image
+    /// When something will change by itself, at the earliest: a move or a drain will be over.
+    pub fn next_change(&self) -> Option<Instant> {
+        let of_service = |service: &Service| {
+            let drains = service.backends.iter().filter_map(|backend| {
+                let Drain { since, over } = backend.drain?;
+                service.config.drain_time.filter(|_| !over).map(|limit| since + limit)
+            });
+            drains.chain(service.table.next_end(service.config.transition)).min()
+        };
+        let left = self.left.iter().filter_map(|(_, since)| Some((*since)? + GRACE));
+        self.services.iter().filter_map(of_service).chain(left).min()
     }
 
-    fn render_service(&self, service: &Service, image: &mut Image) {
-        let model::Service { key, transition, announce, .. } = &service.config;
-        let end = endpoint(key.address, key.protocol);
-        let flags = image.addresses.entry(end.address).or_default();
-        *flags |= address_flag::VIP;
-        // An address of this machine is answered for by its kernel.
-        if *announce && *flags & address_flag::LOCAL == 0 {
-            *flags |= address_flag::ANNOUNCED;
-        }
-        let first_slot = service.table.first();
-        let slots = service.config.table_size;
-        let idle = u64::try_from(transition.as_nanos()).unwrap_or(u64::MAX);
-        image.services.insert(end, layout::Service { first_slot, slots, idle });
-        image.tables.insert(first_slot, service.table.slots().to_vec());
-        for prefix in &service.config.direct {
-            image.direct.insert(direct_prefix(service.direct_list, prefix), 1);
-        }
-        for (backend, standing) in service.backends.iter().zip(service.standings()) {
-            let rendered = self.render_backend(service, backend, standing);
-            let reply = Reply { service: end, backend: backend.id, direct: service.direct_list };
-            image.replies.insert(rendered.endpoint, reply);
-            image.backends.insert(backend.id, rendered);
+    /// Whether flows may be remembered, or ids wait to be given again.
+    pub fn needs_sweep(&self) -> bool {
+        let needs = |service: &Service| {
+            service.table.unsettled() > 0
+                || service.config.remember == Remember::All
+                || service.backends.iter().any(|backend| backend.removed)
+        };
+        !self.retired.is_empty() || self.services.iter().any(needs)
+    }
+
+    /// Counts remembered flows that had to leave their backend, by its id.
+    pub fn count_repicked(&mut self, repicked: &BTreeMap<u32, u64>) {
+        for backend in self.backends_mut() {
+            backend.repicked += repicked.get(&backend.id).copied().unwrap_or(0);
         }
     }
 
-    fn render_backend(&self, service: &Service, backend: &Backend, standing: Standing) -> layout::Backend {
-        layout::Backend {
-            endpoint: endpoint(backend.config.address, service.config.key.protocol),
-            flags: if standing.serves { backend_flag::SERVES } else { 0 },
-            next_hop: backend.next_hop.map_or_else(NextHop::default, |hop| self.render_next_hop(hop)),
-            subnet: self.subnet(backend.config.address.ip()),
-        }
-    }
-
-    /// The program can only send by interfaces it is attached to; the rest is left to the kernel.
-    fn render_next_hop(&self, hop: neighbour::NextHop) -> NextHop {
-        let neighbour::NextHop { interface, source, destination, mtu } = hop;
-        if self.attached.contains_key(&interface) {
-            NextHop { interface, mtu, source, destination }
-        } else {
-            NextHop::default()
-        }
-    }
-
-    /// The mask of the subnet a backend is reached in without a gateway; all ones where there is a gateway.
-    fn subnet(&self, backend: IpAddr) -> Address {
-        let prefix = self
-            .view
-            .connected
-            .iter()
-            .filter(|(prefix, _)| prefix.contains(&backend))
-            .map(|(prefix, _)| prefix)
-            .max_by_key(|prefix| prefix.prefix_len());
-        let bits = prefix.map_or(u128::BITS, |prefix| {
-            u32::from(prefix.prefix_len()) + u128::BITS - u32::from(prefix.max_prefix_len())
-        });
-        Address(u128::MAX.checked_shl(u128::BITS - bits).unwrap_or(0).to_be_bytes())
-    }
-
-    /// When a move of some slot will be over, at the earliest.
-    pub fn next_end_of_moves(&self) -> Option<Instant> {
-        let ends = self.services.iter().map(|service| service.table.next_end(service.config.transition));
-        ends.flatten().min()
-    }
-
-    /// Whether some slot is not settled.
-    pub fn is_unsettled(&self) -> bool {
-        self.services.iter().any(|service| service.table.unsettled() > 0)
-    }
-
-    /// The slot, by service and place, that a remembered flow belongs to, and the silence it may keep.
-    pub fn slot_of(&self, flow: &FlowKey) -> Option<(usize, u32, Duration)> {
-        let matches = |service: &Service| is_for(&flow.destination, &service.config);
-        let number = self.services.iter().position(matches)?;
-        let config = &self.services[number].config;
-        let place = reduce(hash(&hash_key(self.seed), flow), config.table_size);
-        Some((number, place, config.transition))
-    }
-
-    /// Settles the slots that have carried traces for at least `grace` and that no remembered flow needs.
-    pub fn settle(&mut self, needed: &BTreeSet<(usize, u32)>, grace: Duration, now: Instant) {
+    /// Settles the slots that have carried traces for long enough and to which no remembered flow belongs, and lets
+    /// backends go that nothing names any more. Returns whether there were any.
+    pub fn settle(&mut self, found: &Found, now: Instant) -> bool {
+        let long_ago =
+            |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= GRACE);
+        self.retired.retain(|id, since| !long_ago(since) || found.backends.contains(id));
+        let mut gone = false;
         for (number, service) in self.services.iter_mut().enumerate() {
-            let free: Vec<u32> = service
-                .table
-                .traced(grace, now)
-                .filter(|place| !needed.contains(&(number, *place)))
-                .collect();
+            let is_free = |place: &u32| !found.slots.contains(&(number, *place));
+            let free: Vec<u32> = service.table.traced(GRACE, now).filter(is_free).collect();
             free.into_iter().for_each(|place| service.table.settle(place, now));
+            service.backends.retain(|backend| {
+                let named = !long_ago(&backend.unnamed) || found.backends.contains(&backend.id);
+                gone |= !named;
+                named
+            });
         }
+        gone
     }
-}
 
-fn is_for(end: &Endpoint, service: &model::Service) -> bool {
-    *end == endpoint(service.key.address, service.key.protocol)
-}
-
-fn direct_prefix(list: u32, prefix: &IpNet) -> DirectPrefix {
-    let mapped_bits = u128::BITS - u32::from(prefix.max_prefix_len());
-    let bits = DirectKey::LIST_BITS + mapped_bits + u32::from(prefix.prefix_len());
-    (DirectKey { list, client: address(prefix.network()).0 }, bits)
+    fn backends_mut(&mut self) -> impl Iterator<Item = &mut Backend> {
+        self.services.iter_mut().flat_map(|service| &mut service.backends)
+    }
 }

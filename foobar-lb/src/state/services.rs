@@ -1,0 +1,333 @@
+//! Services and backends come, change and go. What a configuration has no more is not forgotten at once: a backend
+//! lingers until its flows are gone, and ids and regions of the arena are given again only when nothing can name
+//! them any more.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    ops::Range,
+};
+
+use thiserror::Error;
+
+use super::{Backend, Service, State, View, Word};
+use crate::{
+    model::{self, Protocol, ServiceKey},
+    slots::Table,
+};
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Slots of all tables together.
+    pub slots: u32,
+    /// Backends of all services together, lingering ones included.
+    pub backends: u32,
+}
+
+/// Why a configuration cannot take the place of the one in force. Nothing has changed then.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another size of the table sends nearly every flow elsewhere, and there is no owner to fall back on.
+    #[error(
+        "service `{service}`: table_size is {current} and cannot become {wanted} while it serves: its flows would \
+         go to other backends and break; keep {current}, or restart foobar-lb when that may happen"
+    )]
+    TableSize {
+        /// Name of the service.
+        service: String,
+        /// Slots now.
+        current: u32,
+        /// Slots wanted.
+        wanted: u32,
+    },
+    /// No gap in the arena is large enough.
+    #[error(
+        "service `{service}`: no {needed} slots in one piece are free, of {room} that there are; raise `slots` of \
+         [daemon] and restart foobar-lb, or try again in a second if services were removed just now"
+    )]
+    Slots {
+        /// Name of the service.
+        service: String,
+        /// Slots that it needs.
+        needed: u32,
+        /// Slots that there are.
+        room: u32,
+    },
+    /// All ids are taken.
+    #[error(
+        "{added} backends are new and only {free} more find room, {lingering} of {room} places being kept for flows \
+         of backends that are gone; raise `backends` of [daemon] and restart foobar-lb, or try again when those \
+         flows have ended"
+    )]
+    Backends {
+        /// Backends that are new.
+        added: usize,
+        /// Places that are free.
+        free: usize,
+        /// Places that are kept.
+        lingering: usize,
+        /// Places that there are.
+        room: u32,
+    },
+}
+
+impl State {
+    /// Nothing measured yet: tables from the start of the arena, ids in the order of the configuration.
+    pub fn new(services: Vec<model::Service>, seed: u64) -> Self {
+        let mut state = Self {
+            services: Vec::new(),
+            attached: BTreeMap::new(),
+            view: View::default(),
+            seed,
+            retired: BTreeMap::new(),
+            left: Vec::new(),
+        };
+        let everything = Room { slots: u32::MAX, backends: u32::MAX };
+        state.reconfigure(services, everything).expect("a validated configuration fits into empty maps");
+        state
+    }
+
+    /// Replaces the configuration, or refuses and changes nothing. Services are known by their address and protocol,
+    /// backends by their address. Returns the backends that could not linger, because their address now belongs to
+    /// another service.
+    pub fn reconfigure(
+        &mut self,
+        services: Vec<model::Service>,
+        room: Room,
+    ) -> Result<Vec<SocketAddr>, Refusal> {
+        let allocation = self.allocate(&services, room)?;
+        let mut before: HashMap<ServiceKey, Service> =
+            self.services.drain(..).map(|service| (service.config.key, service)).collect();
+        let Allocation { mut ids, mut regions } = allocation;
+        let mut lists = free_lists(&before, &services);
+        for config in services {
+            let service = match before.remove(&config.key) {
+                Some(service) => service.reconfigured(config, &mut ids, &mut lists),
+                None => {
+                    let first = regions.next().expect("every new service was given a region");
+                    Service::new(config, first, &mut ids, &mut lists)
+                }
+            };
+            self.services.push(service);
+        }
+        before.into_values().for_each(|service| self.retire(service));
+        let displaced = self.displace();
+        let view = std::mem::take(&mut self.view);
+        self.observe_network(view);
+        Ok(displaced)
+    }
+
+    fn allocate(&self, services: &[model::Service], room: Room) -> Result<Allocation, Refusal> {
+        let before: HashMap<ServiceKey, &Service> =
+            self.services.iter().map(|service| (service.config.key, service)).collect();
+        let mut taken: Vec<Range<u32>> = self.services.iter().map(Service::region).collect();
+        taken.extend(self.left.iter().map(|(region, _)| region.clone()));
+        let mut regions = Vec::new();
+        let mut added = 0;
+        for config in services {
+            let Some(service) = before.get(&config.key) else {
+                let first =
+                    find_gap(&mut taken, config.table_size, room.slots).ok_or_else(|| Refusal::Slots {
+                        service: config.name.clone(),
+                        needed: config.table_size,
+                        room: room.slots,
+                    })?;
+                regions.push(first);
+                added += config.backends.len();
+                continue;
+            };
+            let (current, wanted) = (service.config.table_size, config.table_size);
+            if current != wanted {
+                return Err(Refusal::TableSize { service: config.name.clone(), current, wanted });
+            }
+            added += config.backends.iter().filter(|backend| !service.has(backend.address)).count();
+        }
+        let taken = self.taken_ids();
+        let free = room.backends as usize - taken.len().min(room.backends as usize);
+        if added > free {
+            let configured = services.iter().map(|service| service.backends.len()).sum::<usize>();
+            let lingering = (taken.len() + added).saturating_sub(configured);
+            return Err(Refusal::Backends { added, free, lingering, room: room.backends });
+        }
+        let ids: Vec<u32> = (0..room.backends).filter(|id| !taken.contains(id)).take(added).collect();
+        Ok(Allocation { ids: ids.into_iter(), regions: regions.into_iter() })
+    }
+
+    fn taken_ids(&self) -> HashSet<u32> {
+        let backends = self.services.iter().flat_map(|service| &service.backends);
+        backends.map(|backend| backend.id).chain(self.retired.keys().copied()).collect()
+    }
+
+    /// A service that is no more leaves its flows to nobody.
+    fn retire(&mut self, service: Service) {
+        self.left.push((service.region(), None));
+        self.retired.extend(service.backends.iter().map(|backend| (backend.id, None)));
+    }
+
+    /// A lingering backend makes way for a service that has its address: replies say nothing but where they come
+    /// from, and what is sent to a VIP would come back.
+    fn displace(&mut self) -> Vec<SocketAddr> {
+        let claimed: HashSet<(Protocol, SocketAddr)> = self
+            .services
+            .iter()
+            .flat_map(|service| {
+                let present = service.backends.iter().filter(|backend| !backend.removed);
+                present.map(|backend| (service.config.key.protocol, backend.config.address))
+            })
+            .collect();
+        let vips: HashSet<_> = self.services.iter().map(|service| service.config.key.address.ip()).collect();
+        let mut displaced = Vec::new();
+        for service in &mut self.services {
+            let protocol = service.config.key.protocol;
+            service.backends.retain(|backend| {
+                let address = backend.config.address;
+                let stays = !backend.removed
+                    || !claimed.contains(&(protocol, address)) && !vips.contains(&address.ip());
+                if !stays {
+                    self.retired.insert(backend.id, None);
+                    displaced.push(address);
+                }
+                stays
+            });
+        }
+        displaced
+    }
+}
+
+/// What new services and backends are given.
+struct Allocation {
+    ids: std::vec::IntoIter<u32>,
+    regions: std::vec::IntoIter<u32>,
+}
+
+/// The first gap of the arena that a table fits into; it is taken then.
+fn find_gap(taken: &mut Vec<Range<u32>>, size: u32, room: u32) -> Option<u32> {
+    taken.sort_by_key(|region| region.start);
+    let mut first = 0;
+    for region in taken.iter() {
+        if region.start - first >= size {
+            break;
+        }
+        first = region.end;
+    }
+    let end = first.checked_add(size).filter(|end| *end <= room)?;
+    taken.push(first..end);
+    Some(first)
+}
+
+/// Numbers for lists of direct clients that no service has.
+fn free_lists(
+    before: &HashMap<ServiceKey, Service>,
+    services: &[model::Service],
+) -> impl Iterator<Item = u32> + use<> {
+    let kept = services.iter().filter_map(|config| before.get(&config.key));
+    let taken: HashSet<u32> = kept.map(|service| service.direct_list).collect();
+    (1..).filter(move |list| !taken.contains(list))
+}
+
+impl Service {
+    fn new(
+        config: model::Service,
+        first_slot: u32,
+        ids: &mut impl Iterator<Item = u32>,
+        lists: &mut impl Iterator<Item = u32>,
+    ) -> Self {
+        let mut service = Self {
+            table: Table::new(first_slot, config.table_size),
+            backends: Vec::new(),
+            members: Vec::new(),
+            remembering: config.remember,
+            cold_start: true,
+            direct_list: 0,
+            config,
+        };
+        service.take_backends(ids);
+        service.take_list(lists);
+        service
+    }
+
+    fn reconfigured(
+        mut self,
+        config: model::Service,
+        ids: &mut impl Iterator<Item = u32>,
+        lists: &mut impl Iterator<Item = u32>,
+    ) -> Self {
+        self.config = config;
+        self.take_backends(ids);
+        self.take_list(lists);
+        self
+    }
+
+    /// The backends of the configuration in its order, those that were there before with all that is known of them;
+    /// then those that it has no more.
+    fn take_backends(&mut self, ids: &mut impl Iterator<Item = u32>) {
+        let mut before: BTreeMap<SocketAddr, Backend> =
+            self.backends.drain(..).map(|backend| (backend.config.address, backend)).collect();
+        let kind = &self.config.health.kind;
+        for config in &self.config.backends {
+            let backend = match before.remove(&config.address) {
+                Some(backend) => backend.reconfigured(config),
+                None => Backend::new(config, ids.next().expect("every new backend was given an id")),
+            };
+            self.backends.push(Backend { health_kind: kind.clone(), ..backend });
+        }
+        let gone = before.into_values().map(|backend| Backend { removed: true, ..backend });
+        self.backends.extend(gone);
+    }
+
+    fn take_list(&mut self, lists: &mut impl Iterator<Item = u32>) {
+        if self.config.direct.is_empty() {
+            self.direct_list = 0;
+        } else if self.direct_list == 0 {
+            self.direct_list = lists.next().expect("lists do not run out");
+        }
+    }
+
+    fn has(&self, address: SocketAddr) -> bool {
+        self.backends.iter().any(|backend| backend.config.address == address)
+    }
+
+    fn region(&self) -> Range<u32> {
+        self.table.first()..self.table.first() + self.config.table_size
+    }
+}
+
+impl Backend {
+    fn new(config: &model::Backend, id: u32) -> Self {
+        Self {
+            config: config.clone(),
+            id,
+            word: Word::default(),
+            report: None,
+            next_hop: None,
+            drain: None,
+            repicked: 0,
+            removed: false,
+            unnamed: None,
+            health_kind: crate::health::Kind::None,
+        }
+    }
+
+    /// A weight that the file changes is the operator's latest word on it.
+    fn reconfigured(mut self, config: &model::Backend) -> Self {
+        if self.config.weight != config.weight {
+            self.word.weight = None;
+        }
+        Self { config: config.clone(), removed: false, unnamed: None, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_filled_from_the_start() {
+        let mut taken = vec![0..7, 20..31];
+        assert_eq!(find_gap(&mut taken, 13, 40), Some(7));
+        assert_eq!(find_gap(&mut taken, 2, 40), Some(31));
+        assert_eq!(find_gap(&mut taken, 7, 40), Some(33));
+        assert_eq!(find_gap(&mut taken, 1, 40), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! What runs beside the daemon's own task and sends it events: the watch of the network, a health check for each
+//! backend, and announcements of VIPs. Which of them run follows from the state.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
+use tracing::{error, warn};
+
+use crate::{
+    announce,
+    daemon::Event,
+    health::{self, Settings, Target},
+    neighbour,
+    start::chain,
+    state::State,
+};
+
+/// How long after a failure the network is watched again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The tasks; they end when this is dropped.
+pub struct Tasks {
+    events: mpsc::Sender<Event>,
+    interfaces: Vec<String>,
+    running: JoinSet<()>,
+    watched: BTreeSet<IpAddr>,
+    watch: Option<AbortHandle>,
+    checks: HashMap<Target, (Settings, AbortHandle)>,
+    announced: BTreeSet<IpAddr>,
+}
+
+impl Tasks {
+    /// None yet. `interfaces` are those on which VIPs are announced.
+    pub fn new(events: mpsc::Sender<Event>, interfaces: Vec<String>) -> Self {
+        Self {
+            events,
+            interfaces,
+            running: JoinSet::new(),
+            watched: BTreeSet::new(),
+            watch: None,
+            checks: HashMap::new(),
+            announced: BTreeSet::new(),
+        }
+    }
+
+    /// Runs one more task.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(task);
+    }
+
+    /// Watches the next hops of the backends that the state has now.
+    pub fn watch_network(&mut self, state: &State) {
+        let backends = state.services.iter().flat_map(|service| &service.backends);
+        let targets: BTreeSet<_> = backends.map(|backend| backend.config.address.ip()).collect();
+        if targets == self.watched && self.watch.is_some() {
+            return;
+        }
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+        self.watched.clone_from(&targets);
+        self.watch = Some(self.running.spawn(watch_network(targets, self.events.clone())));
+    }
+
+    /// Checks the backends that the state has now, in the way that it has now.
+    pub fn check_health(&mut self, state: &State) {
+        let mut checks = HashMap::new();
+        for service in &state.services {
+            for backend in &service.backends {
+                let target = Target { service: service.config.key, backend: backend.config.address };
+                let settings = &service.config.health;
+                let check = match self.checks.remove(&target) {
+                    Some(check) if check.0 == *settings => check,
+                    other => {
+                        if let Some((_, task)) = other {
+                            task.abort();
+                        }
+                        let events = self.events.clone();
+                        let check = health::check(target, settings.clone(), backend.health(), events);
+                        (settings.clone(), self.running.spawn(check))
+                    }
+                };
+                checks.insert(target, check);
+            }
+        }
+        self.checks.drain().for_each(|(_, (_, task))| task.abort());
+        self.checks = checks;
+    }
+
+    /// Announces the VIPs that are announced from now on.
+    pub fn announce(&mut self, state: &State) {
+        let announcing = state.services.iter().filter(|service| service.config.announce);
+        let vips: BTreeSet<_> = announcing.map(|service| service.config.key.address.ip()).collect();
+        let new: Vec<_> = vips.difference(&self.announced).copied().collect();
+        self.announced = vips;
+        let interfaces = self.interfaces.clone();
+        self.running.spawn(async move {
+            if let Err(error) = announce::announce(&interfaces, &new).await {
+                warn!("VIPs are not announced: {}", chain(&error));
+            }
+        });
+    }
+}
+
+/// Says so if what is served is served no more.
+pub async fn report_end(what: &'static str, serving: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = serving.await {
+        error!("{what} is not served any more: {error}");
+    }
+}
+
+async fn watch_network(targets: BTreeSet<IpAddr>, events: mpsc::Sender<Event>) {
+    loop {
+        match neighbour::watch(targets.iter().copied().collect(), events.clone()).await {
+            Ok(()) => return,
+            Err(error) => warn!("the network is not followed: {}; trying again", chain(&error)),
+        }
+        sleep(RETRY).await;
+    }
+}
