@@ -136,7 +136,7 @@ fn touch<T: Tables>(tables: &T, flow: &FlowKey, sign: Sign, known: Remembered, n
 fn adopt<T: Tables>(tables: &T, flow: &FlowKey, sign: Sign, backend: u32, now: u64) {
     let conntrack = tables.conntrack();
     let remembered = Remembered { backend, state: state_after(sign, 0) };
-    if let Some(entry) = conntrack.remembered(flow) {
+    if let Some(entry) = find(conntrack, flow) {
         entry.store(remembered, now);
     } else if !conntrack.insert_adopted(flow, Entry::new(remembered, now)) {
         tables.count(Reason::NotRemembered, 0);

@@ -18,7 +18,7 @@ use aya::{
     programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs, xdp::XdpLinkId},
 };
 use aya_log::EbpfLogger;
-use flows::Flows;
+pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Traffic, name},
@@ -132,7 +132,7 @@ pub struct Bpf {
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     traffic: PerCpuArray<MapData, [u8; size_of::<Traffic>()]>,
     reasons: PerCpuArray<MapData, [u8; size_of::<Count>()]>,
-    flows: Vec<Flows>,
+    flows: FlowMaps,
 }
 
 impl Bpf {
@@ -169,7 +169,7 @@ impl Bpf {
             backends: take(&mut ebpf, name::BACKENDS)?,
             traffic: take(&mut ebpf, name::TRAFFIC)?,
             reasons: take(&mut ebpf, name::REASONS)?,
-            flows: flows::take(&mut ebpf)?,
+            flows: FlowMaps::take(&mut ebpf)?,
             ebpf,
         })
     }
@@ -300,20 +300,20 @@ impl Bpf {
 
     /// Bytes of memory that the kernel has reserved for remembered flows.
     pub fn flows_memory(&self) -> Result<u64, Error> {
-        self.flows.iter().map(Flows::memory).sum()
+        self.flows.memory()
+    }
+
+    /// The maps of remembered flows, to be swept on another thread.
+    pub fn flow_maps(&self) -> Result<FlowMaps, Error> {
+        self.flows.share()
     }
 }
 
 impl Store for Bpf {
     type Error = Error;
 
-    fn retain(&mut self, mut keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
-        for flows in &mut self.flows {
-            if !flows.retain(&mut keep)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
+        self.flows.retain(keep)
     }
 }
 

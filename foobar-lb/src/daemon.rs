@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     api,
-    bpf::{Bpf, Link},
+    bpf::{self, Bpf, Link},
     config::{self, Config},
     health::Report,
     image::Image,
@@ -26,7 +26,7 @@ use crate::{
     start::chain,
     state::{Backend, State},
     status,
-    sweep::{self, monotonic},
+    sweep::{Broom, Found, monotonic},
     tasks::Tasks,
 };
 
@@ -53,6 +53,8 @@ pub enum Event {
     Say(api::Say, Answer<api::Heard>),
     /// The configuration is to be read again.
     Reload(Option<Answer<api::Reloaded>>),
+    /// Remembered flows were looked through.
+    Swept(Box<Result<Found, bpf::Error>>),
     /// It was read.
     Read(Box<Result<Config, config::Error>>, Option<Answer<api::Reloaded>>),
 }
@@ -80,7 +82,12 @@ pub struct Daemon {
     reload: Reload,
     failure: Option<String>,
     started: Instant,
+    /// When the last sweep began.
     swept: Instant,
+    /// It goes on.
+    sweeping: bool,
+    /// Who wants to know the status when it has ended.
+    waiting: Vec<Answer<api::Status>>,
 }
 
 /// Whether an event calls for a reconcile, or for the end.
@@ -103,6 +110,8 @@ impl Daemon {
             failure: None,
             started: now,
             swept: now,
+            sweeping: false,
+            waiting: Vec::new(),
         }
     }
 
@@ -149,9 +158,10 @@ impl Daemon {
             Event::Health(report) => self.observe_health(report),
             Event::Network(view) => self.observe_network(view),
             Event::Status(answer) => {
-                reply(answer, self.status(bpf));
+                self.answer_status(answer, bpf);
                 Consequence::Nothing
             }
+            Event::Swept(found) => self.take_in(*found, bpf),
             Event::Detach(request, answer) => {
                 let detached = self.detach(&request, bpf);
                 let ends = detached.as_ref().is_ok_and(|detached| detached.ends);
@@ -180,16 +190,22 @@ impl Daemon {
         }
     }
 
-    fn status(&self, bpf: &mut Bpf) -> Result<api::Status, api::Failure> {
-        let flows = if self.state.services.iter().flat_map(|service| &service.backends).any(drains) {
-            sweep::count(&self.state, bpf, monotonic()).map_err(api::Failure::of)?
+    /// Where a backend drains its flows are counted first, which may take a while.
+    fn answer_status(&mut self, answer: Answer<api::Status>, bpf: &Bpf) {
+        let drains = self.state.services.iter().flat_map(|service| &service.backends).any(is_draining);
+        if drains && self.failure.is_none() {
+            self.waiting.push(answer);
+            self.sweep(bpf);
         } else {
-            None
-        };
+            reply(answer, self.status(None, bpf));
+        }
+    }
+
+    fn status(&self, flows: Option<&BTreeMap<u32, u64>>, bpf: &Bpf) -> Result<api::Status, api::Failure> {
         let sources = status::Sources {
             state: &self.state,
             bpf,
-            flows: flows.as_ref(),
+            flows,
             failure: self.failure.as_deref(),
             reload: &self.reload,
             started: self.started,
@@ -285,21 +301,37 @@ impl Daemon {
         let now = Instant::now();
         let over = self.state.next_change().is_some_and(|change| change <= now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
-        let sweeps =
-            self.failure.is_none() && self.state.needs_sweep() && now.duration_since(self.swept) >= SWEEP;
-        if sweeps {
-            self.sweep(bpf, now);
+        if self.failure.is_none() && self.state.needs_sweep() && now.duration_since(self.swept) >= SWEEP {
+            self.sweep(bpf);
         }
-        if over || sweeps || self.failure.is_some() { Consequence::Reconcile } else { Consequence::Nothing }
+        if over || self.failure.is_some() { Consequence::Reconcile } else { Consequence::Nothing }
     }
 
-    fn sweep(&mut self, bpf: &mut Bpf, now: Instant) {
-        self.swept = now;
-        match sweep::sweep(&mut self.state, bpf, monotonic(), now) {
-            Ok(true) => self.follow_services(),
-            Ok(false) => {}
-            Err(error) => warn!("remembered flows are not looked through: {}", chain(&error)),
+    /// Has remembered flows looked through, one sweep at a time.
+    fn sweep(&mut self, bpf: &Bpf) {
+        if self.sweeping {
+            return;
         }
+        self.swept = Instant::now();
+        self.sweeping = true;
+        let broom = Broom::new(&self.state, monotonic(), self.swept);
+        self.tasks.sweep(broom, bpf.flow_maps());
+    }
+
+    fn take_in(&mut self, found: Result<Found, bpf::Error>, bpf: &mut Bpf) -> Consequence {
+        self.sweeping = false;
+        let found = found.unwrap_or_else(|error| {
+            warn!("remembered flows are not looked through: {}", chain(&error));
+            Found::default()
+        });
+        if self.state.settle(&found) {
+            self.follow_services();
+        }
+        let flows = found.whole.then_some(&found.alive);
+        for answer in std::mem::take(&mut self.waiting) {
+            reply(answer, self.status(flows, bpf));
+        }
+        Consequence::Reconcile
     }
 
     /// Brings the maps to what the state says. What fails is shown and tried again at the next tick.
@@ -316,7 +348,7 @@ impl Daemon {
 
     /// Writes to the maps what they lack. Every step that is done is noted, so that a failure midway leaves the current
     /// image true.
-    pub fn fill(&mut self, bpf: &mut Bpf) -> Result<(), crate::bpf::Error> {
+    pub fn fill(&mut self, bpf: &mut Bpf) -> Result<(), bpf::Error> {
         let wanted = self.state.render(Instant::now());
         for step in plan::diff(&self.current, &wanted) {
             bpf.apply(&step)?;
@@ -342,7 +374,7 @@ fn warn_of_unattached(state: &State) {
     }
 }
 
-fn drains(backend: &Backend) -> bool {
+fn is_draining(backend: &Backend) -> bool {
     backend.drain.is_some()
 }
 

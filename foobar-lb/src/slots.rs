@@ -117,20 +117,12 @@ impl Table {
         self.moving.iter().filter(from_it).map(|(_, since)| *since + transition).max()
     }
 
-    /// The slots that have carried nothing but traces for at least `grace`.
-    pub fn traced(&self, grace: Duration, now: Instant) -> impl Iterator<Item = u32> {
+    /// The slots that have carried nothing but traces for at least `grace`, and their owners.
+    pub fn traced(&self, grace: Duration, now: Instant) -> impl Iterator<Item = (u32, u32)> {
         self.traces
             .iter()
             .filter(move |(_, since)| now.duration_since(**since) >= grace)
-            .map(|(place, _)| *place)
-    }
-
-    /// Whether the slot has carried nothing but traces for at least `grace`, and the backend owns it: there what is
-    /// not remembered goes the same way as what is.
-    pub fn is_home(&self, place: u32, backend: u32, grace: Duration, now: Instant) -> bool {
-        let since = self.traces.get(&place);
-        self.slots[place as usize].owner == backend
-            && since.is_some_and(|since| now.duration_since(*since) >= grace)
+            .map(|(place, _)| (*place, self.slots[*place as usize].owner))
     }
 
     /// A slot whose traces are gone: no remembered flow belongs to it any more.
@@ -221,7 +213,7 @@ mod tests {
         table.end_moves(MINUTE, now + MINUTE);
         assert_eq!(table.slots(), [Slot { owner: B, previous: TRACES }]);
         assert_eq!(table.traced(MINUTE, now + MINUTE).count(), 0, "not before the grace period");
-        assert_eq!(table.traced(MINUTE, now + 2 * MINUTE).collect::<Vec<_>>(), [0]);
+        assert_eq!(table.traced(MINUTE, now + 2 * MINUTE).collect::<Vec<_>>(), [(0, B)]);
         table.settle(0, now + 2 * MINUTE);
         assert_eq!(table.slots(), [Slot::settled(B)]);
     }
@@ -291,9 +283,7 @@ mod tests {
         let (mut table, now) = owned_by(A);
         table.distrust(now);
         assert_eq!(table.slots(), [Slot { owner: A, previous: TRACES }]);
-        assert!(!table.is_home(0, A, MINUTE, now), "not before the grace period");
-        assert!(table.is_home(0, A, MINUTE, now + MINUTE));
-        assert!(!table.is_home(0, B, MINUTE, now + MINUTE));
+        assert_eq!(table.traced(MINUTE, now + MINUTE).collect::<Vec<_>>(), [(0, A)]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     model::Remember,
-    state::{Service, State},
+    state::{self, State},
 };
 
 /// A packet that saw the maps before a change has left the data path long before this is over: RCU readers run for
@@ -46,64 +46,32 @@ pub trait Store {
     fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Self::Error>;
 }
 
-/// What a whole scan found, whether it was then kept or not.
+/// What a scan found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Slots to which a remembered flow belongs: number of the service and place in its table.
-    pub slots: BTreeSet<(usize, u32)>,
-    /// Backends that a remembered flow names, by id.
+    /// Slots to which a remembered flow belongs, whether it was then kept or not, by their index in the arena.
+    pub slots: BTreeSet<u32>,
+    /// Backends that a remembered flow names, whether it was then kept or not, by id.
     pub backends: BTreeSet<u32>,
+    /// Flows that are neither over nor ending, by the id of the backend that they stay on.
+    pub alive: BTreeMap<u32, u64>,
+    /// Flows that were alive on a backend that does not serve any more, by its id.
+    pub repicked: BTreeMap<u32, u64>,
+    /// Nothing was missed or seen twice.
+    pub whole: bool,
+    /// When the scan began.
+    pub began: Option<Instant>,
 }
 
-/// Sweeps once; `clock` is the data path's. A scan that was disturbed proves nothing, so it settles nothing.
-/// Returns whether backends are gone for good.
+/// Sweeps once; `clock` is the data path's. Returns whether backends are gone for good.
 pub fn sweep<S: Store>(
     state: &mut State,
     store: &mut S,
     clock: Duration,
     now: Instant,
 ) -> Result<bool, S::Error> {
-    let index = Index::new(state);
-    let mut found = Found::default();
-    let mut repicked = BTreeMap::new();
-    let whole = store.retain(|flow| {
-        found.backends.insert(flow.remembered.backend);
-        let Some(place) = index.place(&flow.flow) else { return false };
-        found.slots.insert((place.number, place.slot));
-        let over = is_over(flow, place.service, clock);
-        if over || place.is_home(flow, now) {
-            return false;
-        }
-        let serves = place.serving.contains(&flow.remembered.backend);
-        if !serves {
-            *repicked.entry(flow.remembered.backend).or_default() += 1;
-        }
-        serves
-    })?;
-    state.count_repicked(&repicked);
-    Ok(whole && state.settle(&found, now))
-}
-
-/// How many flows that are neither over nor ending are remembered on each backend, by id; none if the scan was
-/// disturbed.
-pub fn count<S: Store>(
-    state: &State,
-    store: &mut S,
-    clock: Duration,
-) -> Result<Option<BTreeMap<u32, u64>>, S::Error> {
-    let index = Index::new(state);
-    let mut flows = BTreeMap::new();
-    let whole = store.retain(|flow| {
-        let ending = flow.remembered.state & entry_state::ENDING != 0;
-        if let Some(place) = index.place(&flow.flow)
-            && !ending
-            && !is_over(flow, place.service, clock)
-        {
-            *flows.entry(flow.remembered.backend).or_default() += 1;
-        }
-        true
-    })?;
-    Ok(whole.then_some(flows))
+    let found = Broom::new(state, clock, now).sweep(store)?;
+    Ok(state.settle(&found))
 }
 
 /// The clock of the kernel's data path.
@@ -111,46 +79,78 @@ pub fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has this clock").into()
 }
 
-/// Services by their end, because flows are many.
-struct Index<'s> {
+/// What it takes to tell which flows to keep, as it is at one moment. It can go to another thread: a scan of full maps
+/// takes longer than the daemon may be kept from its events.
+pub struct Broom {
     hash_key: HashKey,
-    services: HashMap<Endpoint, (usize, &'s Service, BTreeSet<u32>)>,
+    services: HashMap<Endpoint, Service>,
+    clock: u64,
+    now: Instant,
 }
 
-/// The slot that a flow belongs to.
-struct Place<'s> {
-    number: usize,
-    service: &'s Service,
-    /// The backends on which its flows may stay.
-    serving: &'s BTreeSet<u32>,
-    slot: u32,
+/// A service, as far as its flows are concerned.
+struct Service {
+    first_slot: u32,
+    table_size: u32,
+    idle: u64,
+    /// The backends on which known flows may stay.
+    serving: BTreeSet<u32>,
+    /// Places that have carried nothing but traces for the time of grace, and their owners: what is not remembered goes
+    /// the same way there as what is.
+    homes: BTreeMap<u32, u32>,
 }
 
-impl<'s> Index<'s> {
-    fn new(state: &'s State) -> Self {
-        let services = state.services.iter().enumerate();
-        let entry =
-            |(number, service): (usize, &'s Service)| (service.end(), (number, service, service.serving()));
-        Self { hash_key: state.hash_key(), services: services.map(entry).collect() }
+impl Broom {
+    /// For the state as it is now; `clock` is the data path's.
+    pub fn new(state: &State, clock: Duration, now: Instant) -> Self {
+        let service = |service: &state::Service| {
+            let homes = match service.config.remember {
+                Remember::Needed => service.table.traced(GRACE, now).collect(),
+                Remember::All => BTreeMap::new(),
+            };
+            let (table_size, idle) = (service.config.table_size, nanos(service.config.idle));
+            let (first_slot, serving) = (service.table.first(), service.serving());
+            (service.end(), Service { first_slot, table_size, idle, serving, homes })
+        };
+        Self {
+            hash_key: state.hash_key(),
+            services: state.services.iter().map(service).collect(),
+            clock: nanos(clock),
+            now,
+        }
     }
 
-    fn place(&self, flow: &FlowKey) -> Option<Place<'_>> {
-        let (number, service, serving) = self.services.get(&flow.destination)?;
-        let slot = reduce(hash(&self.hash_key, flow), service.config.table_size);
-        Some(Place { number: *number, service, serving, slot })
+    /// Forgets what is over, what serves nobody, and what goes home by itself.
+    pub fn sweep<S: Store>(&self, store: &mut S) -> Result<Found, S::Error> {
+        let mut found = Found { began: Some(self.now), ..Found::default() };
+        found.whole = store.retain(|flow| self.keep(flow, &mut found))?;
+        Ok(found)
+    }
+
+    fn keep(&self, flow: &RememberedFlow, found: &mut Found) -> bool {
+        let Remembered { backend, state } = flow.remembered;
+        found.backends.insert(backend);
+        let Some(service) = self.services.get(&flow.flow.destination) else { return false };
+        let place = reduce(hash(&self.hash_key, &flow.flow), service.table_size);
+        found.slots.insert(service.first_slot + place);
+        if conntrack::is_over(state, service.idle, self.clock.saturating_sub(flow.seen)) {
+            return false;
+        }
+        if !service.serving.contains(&backend) {
+            *found.repicked.entry(backend).or_default() += 1;
+            return false;
+        }
+        // If it has sent since, the slot may have moved since, and the entry may be what keeps it.
+        if service.homes.get(&place) == Some(&backend) && flow.seen <= self.clock {
+            return false;
+        }
+        if state & entry_state::ENDING == 0 {
+            *found.alive.entry(backend).or_default() += 1;
+        }
+        true
     }
 }
 
-impl Place<'_> {
-    /// Whether the flow goes to its backend without being remembered, too.
-    fn is_home(&self, flow: &RememberedFlow, now: Instant) -> bool {
-        let Service { config, table, .. } = self.service;
-        config.remember == Remember::Needed && table.is_home(self.slot, flow.remembered.backend, GRACE, now)
-    }
-}
-
-fn is_over(flow: &RememberedFlow, service: &Service, clock: Duration) -> bool {
-    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    let silent = nanos(clock).saturating_sub(flow.seen);
-    conntrack::is_over(flow.remembered.state, nanos(service.config.idle), silent)
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

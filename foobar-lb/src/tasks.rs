@@ -10,18 +10,20 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinSet, spawn_blocking},
     time::sleep,
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     announce,
+    bpf::{self, FlowMaps},
     daemon::Event,
     health::{self, Settings, Target},
     neighbour,
     start::chain,
     state::State,
+    sweep::{Broom, Found},
 };
 
 /// How long after a failure the network is watched again.
@@ -94,6 +96,19 @@ impl Tasks {
         }
         self.checks.drain().for_each(|(_, (_, task))| task.abort());
         self.checks = checks;
+    }
+
+    /// Sweeps remembered flows, and sends what was found.
+    pub fn sweep(&mut self, broom: Broom, maps: Result<FlowMaps, bpf::Error>) {
+        let events = self.events.clone();
+        self.running.spawn(async move {
+            let sweep = move || maps.and_then(|mut maps| broom.sweep(&mut maps));
+            // A sweep that panicked has found nothing.
+            let found = spawn_blocking(sweep).await.unwrap_or_else(|_| Ok(Found::default()));
+            if events.send(Event::Swept(Box::new(found))).await.is_err() {
+                debug!("the daemon ends before the sweep");
+            }
+        });
     }
 
     /// Announces the VIPs that are announced from now on.

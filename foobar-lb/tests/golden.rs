@@ -158,7 +158,7 @@ impl Teller {
     }
 
     fn sweep(&mut self) {
-        self.state.settle(&Found::default(), self.now);
+        self.state.settle(&Found { whole: true, began: Some(self.now), ..Found::default() });
     }
 
     fn settle(&mut self) {

@@ -15,7 +15,7 @@ use foobar_lb_ebpf::layout::{FlowKey, Remembered, name};
 use zerocopy::transmute;
 
 use super::{Capacities, Error, failed, remove};
-use crate::sweep::RememberedFlow;
+use crate::sweep::{RememberedFlow, Store};
 
 /// An object has some of these, and they are read in this order: a flow that is promoted is put among the established
 /// ones before it is taken off the half-open ones, so it is seen at least once.
@@ -31,14 +31,44 @@ pub fn capacities(Capacities { flows, half_open, .. }: Capacities) -> [(&'static
     ]
 }
 
-/// Takes those maps that the object has.
-pub fn take(ebpf: &mut Ebpf) -> Result<Vec<Flows>, Error> {
-    let taken = MAPS.into_iter().filter_map(|name| Some((name, ebpf.take_map(name)?)));
-    taken.map(|(name, map)| Flows::new(name, map)).collect()
+/// The maps of remembered flows.
+pub struct FlowMaps(Vec<Flows>);
+
+impl FlowMaps {
+    /// Takes those that the object has.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        let taken = MAPS.into_iter().filter_map(|name| Some((name, ebpf.take_map(name)?)));
+        taken.map(|(name, map)| Flows::new(name, map)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The same maps once more, for another thread.
+    pub(super) fn share(&self) -> Result<Self, Error> {
+        let again =
+            |flows: &Flows| Ok(Flows { name: flows.name, entries: flows.share()?, removal: flows.share()? });
+        self.0.iter().map(again).collect::<Result<_, Error>>().map(Self)
+    }
+
+    /// Bytes of memory that the kernel has reserved for them.
+    pub(super) fn memory(&self) -> Result<u64, Error> {
+        self.0.iter().map(Flows::memory).sum()
+    }
+}
+
+impl Store for FlowMaps {
+    type Error = Error;
+
+    fn retain(&mut self, mut keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
+        for flows in &mut self.0 {
+            if !flows.retain(&mut keep)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// A map of remembered flows.
-pub struct Flows {
+struct Flows {
     name: &'static str,
     entries: Entries,
     /// The same map, to remove an entry while the iteration over `entries` goes on.
@@ -51,15 +81,16 @@ type Key = [u8; size_of::<FlowKey>()];
 impl Flows {
     fn new(name: &'static str, map: Map) -> Result<Self, Error> {
         let entries = Entries::try_from(map).map_err(failed(name, "use"))?;
-        let again = entries.map().fd().as_fd().try_clone_to_owned();
-        let again = again.map_err(MapError::IoError).and_then(MapData::from_fd);
-        let removal = again.and_then(|map| Entries::try_from(Map::HashMap(map)));
-        Ok(Self { name, entries, removal: removal.map_err(failed(name, "use"))? })
+        Ok(Self { name, removal: share(name, &entries)?, entries })
+    }
+
+    fn share(&self) -> Result<Entries, Error> {
+        share(self.name, &self.entries)
     }
 
     /// Shows every flow, and forgets at once those that are not to be kept: one that sent later would lose a new life.
     /// Stops and returns false if the kernel removed a flow under way so that others may have been missed.
-    pub fn retain(&mut self, keep: &mut impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
+    fn retain(&mut self, keep: &mut impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
         let mut shown = HashSet::new();
         let mut over = None;
         for key in self.entries.keys() {
@@ -95,7 +126,7 @@ impl Flows {
     }
 
     /// Bytes of memory that the map takes, full or empty.
-    pub fn memory(&self) -> Result<u64, Error> {
+    fn memory(&self) -> Result<u64, Error> {
         let path = format!("/proc/self/fdinfo/{}", self.entries.map().fd().as_fd().as_raw_fd());
         let info = fs::read_to_string(path).map_err(|source| Error::Memory { map: self.name, source })?;
         let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
@@ -104,4 +135,11 @@ impl Flows {
             source: io::Error::new(io::ErrorKind::InvalidData, "no number of bytes under `memlock`"),
         })
     }
+}
+
+/// The same map, by a handle of its own.
+fn share(name: &'static str, entries: &Entries) -> Result<Entries, Error> {
+    let again = entries.map().fd().as_fd().try_clone_to_owned();
+    let again = again.map_err(MapError::IoError).and_then(MapData::from_fd);
+    again.and_then(|map| Entries::try_from(Map::HashMap(map))).map_err(failed(name, "use"))
 }

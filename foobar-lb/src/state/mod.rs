@@ -313,23 +313,23 @@ impl State {
         !self.retired.is_empty() || self.services.iter().any(needs)
     }
 
-    /// Counts remembered flows that had to leave their backend, by its id.
-    pub fn count_repicked(&mut self, repicked: &BTreeMap<u32, u64>) {
-        for backend in self.backends_mut() {
-            backend.repicked += repicked.get(&backend.id).copied().unwrap_or(0);
-        }
-    }
-
     /// Settles the slots that have carried traces for long enough and to which no remembered flow belongs, and lets
-    /// backends go that nothing names any more. Returns whether there were any.
-    pub fn settle(&mut self, found: &Found, now: Instant) -> bool {
+    /// backends go that nothing names any more. A scan that was disturbed proves nothing, so it settles nothing.
+    /// Returns whether backends are gone.
+    pub fn settle(&mut self, found: &Found) -> bool {
+        for backend in self.backends_mut() {
+            backend.repicked += found.repicked.get(&backend.id).copied().unwrap_or(0);
+        }
+        let Some(now) = found.began.filter(|_| found.whole) else { return false };
         let long_ago =
             |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= GRACE);
         self.retired.retain(|id, since| !long_ago(since) || found.backends.contains(id));
         let mut gone = false;
-        for (number, service) in self.services.iter_mut().enumerate() {
-            let is_free = |place: &u32| !found.slots.contains(&(number, *place));
-            let free: Vec<u32> = service.table.traced(GRACE, now).filter(is_free).collect();
+        for service in &mut self.services {
+            let first = service.table.first();
+            let is_free = |place: &u32| !found.slots.contains(&(first + place));
+            let traced = service.table.traced(GRACE, now).map(|(place, _)| place);
+            let free: Vec<u32> = traced.filter(is_free).collect();
             free.into_iter().for_each(|place| service.table.settle(place, now));
             service.backends.retain(|backend| {
                 let named = !long_ago(&backend.unnamed) || found.backends.contains(&backend.id);

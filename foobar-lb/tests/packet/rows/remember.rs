@@ -44,7 +44,7 @@ pub fn rows() -> Vec<Row> {
     .concat()
     .into_iter()
     .chain([moving_to_nobody_start(), moving_to_nobody_ongoing()])
-    .chain([late_half_open(), promotion_without_room(), adoption_without_room()])
+    .chain([promotion_without_room(), adoption_without_room()])
     .chain([udp_while_moving(), adoption_in_ipv6(), last_ack_in_ipv6(), last_ack_with_ip_options()])
     .collect()
 }
@@ -72,7 +72,7 @@ const fn begun(map: &'static str, backend: Host) -> Option<Known> {
     Some(Known { map, backend, state: entry_state::OPENING, age: NOW })
 }
 
-/// It found no room among the established ones.
+/// It goes on among the half-open ones.
 const fn not_promoted(backend: Host, age: Duration) -> Option<Known> {
     Some(Known { map: name::HALF_OPEN, backend, state: 0, age })
 }
@@ -177,6 +177,13 @@ fn moving_ongoing() -> Vec<Row> {
             Case("a packet of a closing flow", closing(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
             Case("a FIN of a closing flow", closing(WEB2, LIVE), Fin, WEB2, closing(WEB2, NOW)),
             Case("a packet of a closed flow", closing(WEB2, LATE), Ack, WEB1, established(WEB1, NOW)),
+            Case(
+                "a packet of a late half-open flow",
+                half_open(WEB2, LATE),
+                Ack,
+                WEB1,
+                not_promoted(WEB1, NOW),
+            ),
             Case("a packet of an idle flow", established(WEB2, IDLE), Ack, WEB1, established(WEB1, NOW)),
             Case(
                 "a packet of a silent backend's flow",
@@ -325,17 +332,6 @@ fn moving_to_nobody_ongoing() -> Row {
     let name = "moving to nobody: a packet out of the blue".to_owned();
     let known = Known { map: name::ADOPTED, backend: WEB1, state: 0, age: NOW };
     reaches(name, &moving_to_nobody(), &request, WEB1).remembering(remembered(known, &request))
-}
-
-/// What comes too late for its half-open flow is unknown; the old entry is out of sight and left to the sweep.
-fn late_half_open() -> Row {
-    let request = Datagram::request(Family::V4, Ack);
-    let memory = |known: Option<Known>| remembered(known.expect("it is known"), &request);
-    let name = "moving: a packet of a late half-open flow".to_owned();
-    reaches(name, &Story::moving().image(), &request, WEB1)
-        .knowing(memory(half_open(WEB2, LATE)))
-        .remembering(memory(half_open(WEB2, LATE)))
-        .remembering(memory(adopted(WEB1, NOW)))
 }
 
 /// The flow stays among the half-open ones, but lives as long as an established one.
