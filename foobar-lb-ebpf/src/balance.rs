@@ -47,6 +47,8 @@ pub trait Tables {
     fn count(&self, reason: Reason, bytes: u64);
     /// Counts a frame of this many bytes towards (`Destination`) or from (`Source`) a backend.
     fn count_traffic(&self, backend: u32, side: Side, bytes: u64);
+    /// Counts a remembered flow that leaves its backend, which does not serve any more.
+    fn count_repicked(&self, backend: u32);
 }
 
 /// Decides what becomes of a packet, and rewrites it if it is to go on.

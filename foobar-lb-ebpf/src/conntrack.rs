@@ -48,7 +48,11 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, ser
     let now = tables.now();
     let moving = slot.previous != TRACES;
     let entry = find(tables.conntrack(), flow);
-    let known = entry.and_then(|entry| recall(tables, entry, kind, service, now));
+    let alive = entry.and_then(|entry| recall(entry, kind, service, now));
+    let known = alive.filter(|known| serves(tables, known.backend));
+    if let (Kind::Ongoing(_), Some(left), None) = (kind, alive, known) {
+        tables.count_repicked(left.backend);
+    }
     match (kind, known) {
         (Kind::Error { .. } | Kind::Opaque | Kind::Start, Some(known)) => known.backend,
         (Kind::Error { .. } | Kind::Opaque, None) if moving => slot.previous,
@@ -80,23 +84,20 @@ fn find<'c>(conntrack: &'c impl Conntrack, flow: &FlowKey) -> Option<&'c Entry> 
     conntrack.remembered(flow).or_else(|| conntrack.half_open(flow))
 }
 
-/// What is remembered of a flow, if it is alive for this kind of packet and its backend serves.
+/// What is remembered of a flow, if it is alive for this kind of packet.
 #[inline(always)]
-fn recall<T: Tables>(
-    tables: &T,
-    entry: &Entry,
-    kind: Kind,
-    service: &Service,
-    now: u64,
-) -> Option<Remembered> {
+fn recall(entry: &Entry, kind: Kind, service: &Service, now: u64) -> Option<Remembered> {
     let known = entry.load();
     // A client may use the port of a flow that it has closed again.
     let is_old = known.state & entry_state::ENDING != 0 && kind == Kind::Start;
-    if is_old || is_over(known.state, service.idle, now.saturating_sub(entry.seen())) {
-        return None;
-    }
-    let serves = tables.backend(known.backend)?.flags & backend_flag::SERVES != 0;
-    serves.then_some(known)
+    let is_over = is_over(known.state, service.idle, now.saturating_sub(entry.seen()));
+    if is_old || is_over { None } else { Some(known) }
+}
+
+/// Whether known flows may stay on the backend.
+#[inline(always)]
+fn serves<T: Tables>(tables: &T, backend: u32) -> bool {
+    tables.backend(backend).is_some_and(|backend| backend.flags & backend_flag::SERVES != 0)
 }
 
 /// A flow begins on `backend`. An entry that is already there is overwritten in place, whatever it said.

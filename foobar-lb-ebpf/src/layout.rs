@@ -338,6 +338,8 @@ pub struct Traffic {
     pub forward: Count,
     /// Packets and bytes of whole frames towards clients.
     pub reply: Count,
+    /// Remembered flows that left it when it did not serve any more.
+    pub repicked: u64,
 }
 
 /// Packets and bytes of whole frames.

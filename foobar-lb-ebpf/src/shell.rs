@@ -183,6 +183,14 @@ impl<C: Conntrack> Tables for Maps<C> {
             }
         }
     }
+
+    #[inline(always)]
+    fn count_repicked(&self, backend: u32) {
+        if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*traffic).repicked += 1 }
+        }
+    }
 }
 
 impl<C: Conntrack> Maps<C> {

@@ -283,6 +283,7 @@ impl Bpf {
         for traffic in values.iter().map(read::<Traffic>) {
             add(&mut total.forward, traffic.forward);
             add(&mut total.reply, traffic.reply);
+            total.repicked += traffic.repicked;
         }
         Ok(total)
     }

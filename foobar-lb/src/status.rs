@@ -102,7 +102,7 @@ impl Sources<'_> {
             weight: backend.weight(),
             admin: backend.admin().to_string(),
             drain: None,
-            repicked: backend.repicked,
+            repicked: backend.repicked + traffic.repicked,
             health: backend.health().to_string(),
             reason: backend.reason(),
             since_seconds: report.map(|report| report.since.elapsed().as_secs()),

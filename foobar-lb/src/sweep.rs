@@ -130,9 +130,21 @@ impl Broom {
     fn keep(&self, flow: &RememberedFlow, found: &mut Found) -> bool {
         let Remembered { backend, state } = flow.remembered;
         found.backends.insert(backend);
-        let Some(service) = self.services.get(&flow.flow.destination) else { return false };
+        // What has sent since this moment may have done so by other tables than those of this moment.
+        let has_sent_since = flow.seen > self.clock;
+        let Some(service) = self.services.get(&flow.flow.destination) else { return has_sent_since };
         let place = reduce(hash(&self.hash_key, &flow.flow), service.table_size);
         found.slots.insert(service.first_slot + place);
+        let keeps = has_sent_since || self.needs(flow, service, place, found);
+        if keeps && state & entry_state::ENDING == 0 {
+            *found.alive.entry(backend).or_default() += 1;
+        }
+        keeps
+    }
+
+    /// Whether the flow would break if it were forgotten.
+    fn needs(&self, flow: &RememberedFlow, service: &Service, place: u32, found: &mut Found) -> bool {
+        let Remembered { backend, state } = flow.remembered;
         if conntrack::is_over(state, service.idle, self.clock.saturating_sub(flow.seen)) {
             return false;
         }
@@ -140,14 +152,7 @@ impl Broom {
             *found.repicked.entry(backend).or_default() += 1;
             return false;
         }
-        // If it has sent since, the slot may have moved since, and the entry may be what keeps it.
-        if service.homes.get(&place) == Some(&backend) && flow.seen <= self.clock {
-            return false;
-        }
-        if state & entry_state::ENDING == 0 {
-            *found.alive.entry(backend).or_default() += 1;
-        }
-        true
+        service.homes.get(&place) != Some(&backend)
     }
 }
 

@@ -168,6 +168,10 @@ impl Tables for Twin {
             Side::Source => traffic.reply.add(bytes),
         }
     }
+
+    fn count_repicked(&self, backend: u32) {
+        self.traffic.borrow_mut().entry(backend).or_default().repicked += 1;
+    }
 }
 
 /// Whether the key is in the prefix, by longest-prefix-match's rule: the first `bits` of both are equal.

@@ -80,7 +80,8 @@ pub struct Backend {
     pub next_hop: Option<neighbour::NextHop>,
     /// How its flows leave it.
     pub drain: Option<Drain>,
-    /// Remembered flows that had to leave it while they were alive, since the daemon started.
+    /// Remembered flows that had to leave it while they were alive, and were silent: those that sent are counted by
+    /// the data path.
     pub repicked: u64,
     removed: bool,
     /// Since when no slot names it.

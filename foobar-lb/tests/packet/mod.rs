@@ -54,6 +54,8 @@ pub struct Row {
     out: Vec<u8>,
     pub reasons: Vec<Reason>,
     traffic: Option<(u32, Side)>,
+    /// The backend that a remembered flow has to leave.
+    repicked: Option<u32>,
     /// Remembered afterwards.
     remembered: Vec<Memory>,
 }
@@ -84,6 +86,7 @@ impl Row {
             verdict: Verdict::Pass,
             reasons: vec![why],
             traffic: None,
+            repicked: None,
             remembered: vec![],
         }
     }
@@ -143,6 +146,11 @@ impl Row {
         self
     }
 
+    /// The flow leaves the backend that it is remembered on.
+    pub fn repicking(self, backend: u32) -> Self {
+        Self { repicked: Some(backend), ..self }
+    }
+
     /// Runs the row and tells what is not as expected.
     pub fn check(&self, path: &mut impl DataPath) -> Result<(), String> {
         path.load(&self.image);
@@ -163,7 +171,7 @@ impl Row {
         expect("reasons", format!("{:?}", self.expected_counts()), format!("{counted:?}"));
         expect("traffic", format!("{:?}", self.expected_traffic()), {
             let after = self.read_traffic(path);
-            format!("{:?}", traffic.iter().zip(after).map(|(a, b)| carried(a, &b)).collect::<Vec<_>>())
+            format!("{:?}", traffic.iter().zip(after).map(|(before, after)| since(before, &after)).collect::<Vec<_>>())
         });
         let mut expected = self.remembered.clone();
         let mut actual = memories(path, before);
@@ -194,13 +202,18 @@ impl Row {
         expected.map(|reason| (*reason, comparable(*reason, count))).collect()
     }
 
-    /// Packets and bytes towards and from each backend.
-    fn expected_traffic(&self) -> Vec<[Count; 2]> {
-        let count = |id: &u32, side| match self.traffic == Some((*id, side)) {
+    /// What is counted of each backend.
+    fn expected_traffic(&self) -> Vec<Traffic> {
+        let count = |id: u32, side| match self.traffic == Some((id, side)) {
             true => Count { packets: 1, bytes: self.frame.len() as u64 },
             false => Count::default(),
         };
-        self.image.backends.keys().map(|id| [count(id, Side::Destination), count(id, Side::Source)]).collect()
+        let traffic = |id: &u32| Traffic {
+            forward: count(*id, Side::Destination),
+            reply: count(*id, Side::Source),
+            repicked: u64::from(self.repicked == Some(*id)),
+        };
+        self.image.backends.keys().map(traffic).collect()
     }
 
     fn read_traffic(&self, path: &impl DataPath) -> Vec<Traffic> {
@@ -223,8 +236,12 @@ fn comparable(reason: Reason, count: Count) -> Count {
     Count { bytes, ..count }
 }
 
-fn carried(before: &Traffic, after: &Traffic) -> [Count; 2] {
-    [subtract(after.forward, before.forward), subtract(after.reply, before.reply)]
+fn since(before: &Traffic, after: &Traffic) -> Traffic {
+    Traffic {
+        forward: subtract(after.forward, before.forward),
+        reply: subtract(after.reply, before.reply),
+        repicked: after.repicked - before.repicked,
+    }
 }
 
 fn subtract(a: Count, b: Count) -> Count {

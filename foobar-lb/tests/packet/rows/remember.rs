@@ -244,6 +244,9 @@ fn play(slot: &str, image: &Image, cases: Vec<Case>) -> Vec<Row> {
         let row = reaches(format!("{slot}: {what}"), image, &request, backend);
         let memory = |known: Known| remembered(known, &request);
         let row = before.map(memory).into_iter().fold(row, Row::knowing);
+        // The third is silent.
+        let leaves = before.is_some_and(|known| known.backend == WEB3) && transport != Syn;
+        let row = if leaves { row.repicking(id(WEB3, Family::V4, transport.protocol())) } else { row };
         after.map(memory).into_iter().fold(row, Row::remembering)
     };
     cases.into_iter().map(row).collect()
