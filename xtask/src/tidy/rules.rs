@@ -82,6 +82,7 @@ const BOUNDARIES: &[Boundary] = &[
             "foobar-lb/src/maglev.rs",
             "foobar-lb/src/model.rs",
             "foobar-lb/src/plan.rs",
+            "foobar-lb/src/state/",
         ],
         except: &[],
         forbidden: &[

@@ -1,5 +1,8 @@
 //! The table of slot states: which backend a packet goes to while its slot moves and afterwards, and what is
-//! remembered of its flow. Everything of the first backend moves to the second; the third is silent.
+//! remembered of its flow. Everything of the first backend moves to the second; the third is silent. How flows end is
+//! in `ending`.
+
+mod ending;
 
 use std::time::Duration;
 
@@ -40,12 +43,13 @@ pub fn rows() -> Vec<Row> {
         traces_start(),
         traces_ongoing(),
         traces_errors(),
+        ending::rows(),
     ]
     .concat()
     .into_iter()
     .chain([moving_to_nobody_start(), moving_to_nobody_ongoing()])
     .chain([promotion_without_room(), adoption_without_room()])
-    .chain([udp_while_moving(), adoption_in_ipv6(), last_ack_in_ipv6(), last_ack_with_ip_options()])
+    .chain([udp_while_moving(), adoption_in_ipv6()])
     .collect()
 }
 
@@ -141,9 +145,7 @@ fn moving_ongoing() -> Vec<Row> {
         &Story::moving().image(),
         vec![
             Case("a packet out of the blue", None, Ack, WEB1, adopted(WEB1, NOW)),
-            Case("a FIN out of the blue", None, Fin, WEB1, adopted(WEB1, NOW).map(end)),
             Case("a packet of a half-open flow", half_open(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
-            Case("a RST of a half-open flow", half_open(WEB2, LIVE), Rst, WEB2, reset(WEB2, NOW)),
             Case("the ACK of a half-open flow", half_open(WEB2, LIVE), BareAck, WEB2, established(WEB2, NOW)),
             Case(
                 "a packet of a flow that found no room for a while",
@@ -167,16 +169,7 @@ fn moving_ongoing() -> Vec<Row> {
                 established(WEB2, NOW),
             ),
             Case("a packet of an adopted flow", adopted(WEB2, LIVE), Ack, WEB2, adopted(WEB2, NOW)),
-            Case("a FIN of an established flow", established(WEB2, LIVE), Fin, WEB2, closing(WEB2, NOW)),
-            Case("a RST of an established flow", established(WEB2, LIVE), Rst, WEB2, reset(WEB2, NOW)),
-            Case("the last ACK of a closing flow", closing(WEB2, LIVE), BareAck, WEB2, closing(WEB2, NOW)),
-            Case("an ACK after a forged RST", reset(WEB2, LIVE), BareAck, WEB2, established(WEB2, NOW)),
-            Case("data after a forged RST", reset(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
-            Case("a SYN after a RST", reset(WEB1, LIVE), Syn, WEB2, begun(name::ESTABLISHED, WEB2)),
             Case("an ACK out of the blue", None, BareAck, WEB1, adopted(WEB1, NOW)),
-            Case("a packet of a closing flow", closing(WEB2, LIVE), Ack, WEB2, established(WEB2, NOW)),
-            Case("a FIN of a closing flow", closing(WEB2, LIVE), Fin, WEB2, closing(WEB2, NOW)),
-            Case("a packet of a closed flow", closing(WEB2, LATE), Ack, WEB1, established(WEB1, NOW)),
             Case(
                 "a packet of a late half-open flow",
                 half_open(WEB2, LATE),
@@ -250,10 +243,6 @@ fn play(slot: &str, image: &Image, cases: Vec<Case>) -> Vec<Row> {
         after.map(memory).into_iter().fold(row, Row::remembering)
     };
     cases.into_iter().map(row).collect()
-}
-
-fn end(known: Known) -> Known {
-    Known { state: entry_state::CLOSING, ..known }
 }
 
 fn remembered(Known { map, backend, state, age }: Known, request: &Datagram) -> Memory {
@@ -355,23 +344,6 @@ fn adoption_without_room() -> Row {
     reaches(name, &Story::moving().image(), &request, WEB1)
         .full(name::ADOPTED)
         .remarking(Reason::NotRemembered)
-}
-
-fn last_ack_in_ipv6() -> Row {
-    last_ack("moving: the last ACK of a closing flow, IPv6", Datagram::request(Family::V6, BareAck))
-}
-
-fn last_ack_with_ip_options() -> Row {
-    let request = Datagram { options: &[1, 1, 1, 1], ..Datagram::request(Family::V4, BareAck) };
-    last_ack("moving: the last ACK of a closing flow, IPv4 options", request)
-}
-
-/// It has no payload, whatever headers there are.
-fn last_ack(name: &str, request: Datagram) -> Row {
-    let known = |age| Known { map: name::ESTABLISHED, backend: WEB2, state: entry_state::CLOSING, age };
-    reaches(name.to_owned(), &Story::moving().image(), &request, WEB2)
-        .knowing(remembered(known(LIVE), &request))
-        .remembering(remembered(known(NOW), &request))
 }
 
 fn adoption_in_ipv6() -> Row {
