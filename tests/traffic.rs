@@ -5,7 +5,10 @@ mod support;
 
 mod attach;
 mod bulk;
+mod consistency;
 mod direct;
+mod download;
+mod drain;
 mod failure;
 mod first_reply;
 mod forward;
@@ -16,6 +19,7 @@ mod lifecycle;
 mod mysql;
 mod one_arm;
 mod passthrough;
+mod reload;
 mod same_subnet;
 mod spread;
 mod vip;

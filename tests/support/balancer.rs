@@ -91,6 +91,41 @@ impl Balancer {
             .with_context(|| format!("status: {:#?}", self.status()))
     }
 
+    /// Replaces the services of the configuration file. Nothing comes of it before a reload.
+    pub fn write_services(&self, services: &str) -> Result<()> {
+        Files::write(&self.namespace, services).map(drop)
+    }
+
+    /// `foobar-lb reload`, and how that ended.
+    pub fn reload(&self) -> Result<Ending> {
+        self.command(&["reload"])
+    }
+
+    /// Replaces the services and reloads, which must work.
+    pub fn reconfigure(&self, services: &str) -> Result<()> {
+        self.write_services(services)?;
+        self.reload()?.expect(0, &["the configuration is in force"])
+    }
+
+    /// `foobar-lb backend` with these words, and how that ended.
+    pub fn backend(&self, words: &[&str]) -> Result<Ending> {
+        self.command(&[&["backend"], words].concat())
+    }
+
+    /// `foobar-lb status` as people read it.
+    pub fn status_text(&self) -> Result<String> {
+        let ending = self.command(&["status"])?;
+        ending.expect(0, &[])?;
+        Ok(ending.output)
+    }
+
+    /// A command to the running daemon, and how that ended.
+    fn command(&self, words: &[&str]) -> Result<Ending> {
+        let mut command = foobar_lb(&self.namespace)?;
+        command.args(words).arg("--socket").arg(&self.socket);
+        Ok(command.output()?.into())
+    }
+
     /// Packets counted under a reason.
     pub fn counted(&self, reason: &str) -> Result<u64> {
         let status = self.status()?;
@@ -216,6 +251,7 @@ pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
 /// The part of `foobar-lb status --json` that the stories look at.
 #[derive(Debug, Deserialize)]
 pub struct Status {
+    pub reload_failure: Option<String>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<Service>,
     pub reasons: BTreeMap<String, Counted>,
@@ -228,7 +264,14 @@ impl Status {
         found.with_context(|| format!("no service {name} in {self:?}"))
     }
 
-    fn backends(&self, name: &str) -> impl Iterator<Item = &Backend> {
+    /// How a backend drains, if it is there and does.
+    pub fn drain(&self, service: &str, backend: &str) -> Option<&Drain> {
+        let service = self.services.iter().find(|entry| entry.name == service)?;
+        service.backends.iter().find(|entry| entry.name == backend)?.drain.as_ref()
+    }
+
+    /// The backends of that name, of all services.
+    pub fn backends(&self, name: &str) -> impl Iterator<Item = &Backend> {
         let all = self.services.iter().flat_map(|service| &service.backends);
         all.filter(move |backend| backend.name == name)
     }
@@ -243,15 +286,33 @@ pub struct Interface {
 #[derive(Debug, Deserialize)]
 pub struct Service {
     pub name: String,
+    pub slots: u32,
+    pub slots_moving: u32,
     pub packets: u64,
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// The entry of a backend.
+    pub fn backend(&self, name: &str) -> Result<&Backend> {
+        let found = self.backends.iter().find(|backend| backend.name == name);
+        found.with_context(|| format!("no backend {name} in {self:?}"))
+    }
+
+    /// The share of the slots that a backend owns.
+    pub fn share(&self, backend: &str) -> Result<f64> {
+        Ok(f64::from(self.backend(backend)?.slots) / f64::from(self.slots))
+    }
 }
 
 #[derive(Debug, Deserialize)]
 pub struct Backend {
     pub name: String,
+    pub admin: String,
     pub health: String,
     pub eligible: bool,
+    pub drain: Option<Drain>,
+    pub repicked: u64,
     pub weight: u32,
     pub slots: u32,
     pub next_hop: Option<String>,
@@ -265,6 +326,14 @@ impl Backend {
     fn serves(&self) -> bool {
         self.eligible && self.health == "up" && self.next_hop.is_some()
     }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Drain {
+    pub seen: Option<u64>,
+    pub silent_for_seconds: Option<u64>,
+    pub remaining_seconds: Option<u64>,
+    pub over: bool,
 }
 
 #[derive(Debug, Deserialize)]

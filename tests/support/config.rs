@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
 use super::conversation::{KINDS, Protocol};
-use super::network::{BACKEND_PORT, Dual, Family, VIP_PORT, WEB1, WEB2};
+use super::network::{BACKEND_PORT, Dual, Family, VIP, VIP_PORT, WEB1, WEB2, web};
 
 /// The `[[service]]` table of one service, with its backends.
 #[derive(Clone, Debug)]
@@ -88,6 +88,24 @@ pub fn all_kinds_with(vip: Dual, change: impl Fn(Family, Service) -> Service) ->
         change(family, service)
     });
     services(&all)
+}
+
+/// A TCP service of each family, at the VIP and before these backends, each by number and weight, with these keys.
+pub fn tcp_before(backends: &[(u8, u16)], keys: &[&str]) -> String {
+    tcp_before_with(backends, |service| keys.iter().fold(service, |service, key| service.key(key)))
+}
+
+/// The same, each service changed as asked.
+pub fn tcp_before_with(backends: &[(u8, u16)], change: impl Fn(Service) -> Service) -> String {
+    let of_family = |family| {
+        let name = service_name(family, Protocol::Tcp);
+        let service = Service::new(&name, Protocol::Tcp, VIP.port(family, VIP_PORT));
+        backends.iter().fold(change(service), |service, &(number, weight)| {
+            let address = web(number).port(family, BACKEND_PORT);
+            service.weighted_backend(&format!("web{number}"), address, weight)
+        })
+    };
+    services(&Family::BOTH.map(of_family))
 }
 
 /// The name of a usual service, as in `tcp-v4`.

@@ -1,15 +1,21 @@
 //! A client's flow to an echo server, TCP or UDP, over ordinary sockets.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::Namespace;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::SOON;
 use super::network::Family;
+
+/// So many flows do not leave out a backend by chance.
+const MANY: usize = 500;
+/// So many flows meet a backend that should have none.
+const FEW: usize = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -93,6 +99,29 @@ impl Conversation {
         Ok(Answer { backend: backend.to_owned(), client: client.parse()? })
     }
 
+    /// The same backend must answer again.
+    pub fn expect_answer_from(&mut self, backend: &str) -> Result<()> {
+        let answer = self.ask().with_context(|| format!("a flow with {backend}"))?;
+        ensure!(answer.backend == backend, "a flow moved from {backend} to {}", answer.backend);
+        Ok(())
+    }
+
+    /// A connection that was handed to another backend is ended by that.
+    pub fn expect_reset(&mut self) -> Result<()> {
+        let Err(error) = self.ask() else { bail!("it was answered, not reset") };
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        ensure!(kind == Some(io::ErrorKind::ConnectionReset), "not reset, but: {error:#}");
+        Ok(())
+    }
+
+    /// Ends it without a word to wait for: TCP sends a reset.
+    pub fn abort(self) -> Result<()> {
+        if let Self::Tcp(stream) = &self {
+            SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
     /// The client's own address.
     pub fn local_address(&self) -> Result<SocketAddr> {
         Ok(match self {
@@ -100,6 +129,41 @@ impl Conversation {
             Self::Udp(socket) => socket.local_addr()?,
         })
     }
+}
+
+/// Opens flows until one is with the backend, and returns that.
+pub fn open_with(
+    client: &Namespace,
+    protocol: Protocol,
+    server: SocketAddr,
+    backend: &str,
+) -> Result<Conversation> {
+    for _ in 0..MANY {
+        let mut conversation = Conversation::open(client, protocol, server)?;
+        if conversation.ask()?.backend == backend {
+            return Ok(conversation);
+        }
+    }
+    bail!("{MANY} flows to {server}, and none was with {backend}")
+}
+
+/// New flows must be answered by these backends, by each of them and by no others.
+pub fn expect_newcomers_at(
+    client: &Namespace,
+    protocol: Protocol,
+    server: SocketAddr,
+    backends: &[&str],
+) -> Result<()> {
+    let mut served = BTreeSet::new();
+    for number in 0..MANY {
+        let backend = ask(client, protocol, server)?;
+        ensure!(backends.contains(&backend.as_str()), "a new flow to {server} went to {backend}");
+        served.insert(backend);
+        if served.len() == backends.len() && number >= FEW {
+            return Ok(());
+        }
+    }
+    bail!("{MANY} new flows to {server} went to {served:?} only, not to all of {backends:?}")
 }
 
 /// Opens a flow, asks once, and returns who answered; the client's address must have been kept.
@@ -112,15 +176,11 @@ pub fn ask(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result
 }
 
 /// Tries a TCP connection for `patience`; the error is the socket's.
-pub fn connect(
-    client: &Namespace,
-    server: SocketAddr,
-    patience: Duration,
-) -> Result<std::io::Result<TcpStream>> {
+pub fn connect(client: &Namespace, server: SocketAddr, patience: Duration) -> Result<io::Result<TcpStream>> {
     client.enter(|| TcpStream::connect_timeout(&server, patience))
 }
 
-fn connect_tcp(source: SocketAddr, server: SocketAddr) -> std::io::Result<TcpStream> {
+fn connect_tcp(source: SocketAddr, server: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
     // A port may be used again while its last connection is still remembered.
     socket.set_reuse_address(true)?;
@@ -132,7 +192,7 @@ fn connect_tcp(source: SocketAddr, server: SocketAddr) -> std::io::Result<TcpStr
     Ok(stream)
 }
 
-fn connect_udp(source: SocketAddr, server: SocketAddr) -> std::io::Result<UdpSocket> {
+fn connect_udp(source: SocketAddr, server: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(source)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(SOON))?;

@@ -27,6 +27,7 @@ pub fn start_pair_in(web1: &Namespace, web2: &Namespace) -> Result<[Echo; 2]> {
 
 /// A running echo server. Dropping it closes its sockets and connections, as the end of a process does.
 pub struct Echo {
+    retire: Option<oneshot::Sender<()>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,15 +44,21 @@ impl Echo {
         Self::serve(namespace, name, port, None)
     }
 
+    /// Stops it gracefully: it takes no new connections, and keeps those it has until it is dropped.
+    pub fn retire(&mut self) {
+        drop(self.retire.take());
+    }
+
     fn serve(namespace: &Namespace, name: &str, port: u16, udp: Option<UdpSocket>) -> Result<Self> {
         let tcp = namespace.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))??;
         let (stop, stopped) = oneshot::channel();
+        let (retire, retired) = oneshot::channel();
         let name = name.to_owned();
         let thread = thread::spawn(move || {
-            let served = serve_until(stopped, &name, tcp, udp);
+            let served = serve_until(stopped, retired, &name, tcp, udp);
             served.unwrap_or_else(|error| panic!("echo server {name}: {error:#}"));
         });
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { retire: Some(retire), stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -64,7 +71,8 @@ impl Drop for Echo {
 }
 
 fn serve_until(
-    stopped: oneshot::Receiver<()>,
+    mut stopped: oneshot::Receiver<()>,
+    retired: oneshot::Receiver<()>,
     name: &str,
     tcp: TcpListener,
     udp: Option<UdpSocket>,
@@ -78,15 +86,18 @@ fn serve_until(
         let tcp = net::TcpListener::from_std(tcp)?;
         let udp = udp.map(net::UdpSocket::from_std).transpose()?;
         tokio::select! {
-            served = serve_tcp(name, &tcp) => served,
-            served = serve_udp(name, udp) => served,
-            // The sender never sends; that it is gone says stop.
-            _ = stopped => Ok(()),
+            served = serve_tcp(name, tcp) => return served,
+            served = serve_udp(name, udp) => return served,
+            // The senders never send; that they are gone says what to do.
+            _ = &mut stopped => return Ok(()),
+            _ = retired => {}
         }
+        drop(stopped.await);
+        Ok(())
     })
 }
 
-async fn serve_tcp(name: &str, listener: &net::TcpListener) -> Result<()> {
+async fn serve_tcp(name: &str, listener: net::TcpListener) -> Result<()> {
     loop {
         let (stream, client) = listener.accept().await?;
         let greeting = answer(name, client);

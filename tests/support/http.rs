@@ -1,6 +1,6 @@
 //! A small HTTP client that shows when the first byte and when the last byte of a download come.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
@@ -8,11 +8,15 @@ use lab::Namespace;
 
 use super::{EVENTUALLY, SOON};
 
+/// Large enough that reading is no more work than sending.
+const BUFFER: usize = 256 << 10;
+
 /// An answer whose header has arrived; the body may still be on its way.
 pub struct Download {
     /// What the server says of itself in `X-Served-By`.
     pub served_by: String,
-    length: usize,
+    /// What is still to be read of the body, in bytes.
+    pub left: u64,
     stream: BufReader<TcpStream>,
 }
 
@@ -23,12 +27,22 @@ impl Download {
         begun.with_context(|| format!("GET http://{server}{path}"))
     }
 
+    /// Writes so many bytes of the body into `sink`, fewer only at its end.
+    pub fn read_into(&mut self, sink: &mut impl Write, bytes: u64) -> Result<()> {
+        let wanted = bytes.min(self.left);
+        let read = io::copy(&mut (&mut self.stream).take(wanted), sink);
+        let read = read.with_context(|| format!("broken off with {} bytes left", self.left))?;
+        ensure!(read == wanted, "ended with {} bytes left", self.left - read);
+        self.left -= read;
+        Ok(())
+    }
+
     /// Waits for the rest of the body, which must have the length that the header says.
     pub fn finish(mut self) -> Result<Vec<u8>> {
-        let mut body = Vec::with_capacity(self.length);
-        let read = self.stream.read_to_end(&mut body);
-        read.with_context(|| format!("broken off after {} of {} bytes", body.len(), self.length))?;
-        ensure!(body.len() == self.length, "{} bytes came of {}", body.len(), self.length);
+        let mut body = Vec::new();
+        self.read_into(&mut body, u64::MAX)?;
+        let more = self.stream.read(&mut [0])?;
+        ensure!(more == 0, "the body is longer than the header says");
         Ok(body)
     }
 
@@ -36,7 +50,7 @@ impl Download {
         let mut stream = TcpStream::connect_timeout(&server, SOON)?;
         stream.set_read_timeout(Some(EVENTUALLY))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
-        let mut stream = BufReader::new(stream);
+        let mut stream = BufReader::with_capacity(BUFFER, stream);
         let mut status = String::new();
         stream.read_line(&mut status)?;
         ensure!(status.starts_with("HTTP/1.1 200 "), "the server says {status:?}");
@@ -45,7 +59,7 @@ impl Download {
             let found = headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.clone()).with_context(|| format!("no {name} in {headers:?}"))
         };
-        Ok(Self { served_by: header("x-served-by")?, length: header("content-length")?.parse()?, stream })
+        Ok(Self { served_by: header("x-served-by")?, left: header("content-length")?.parse()?, stream })
     }
 }
 

@@ -4,6 +4,8 @@
 pub mod balancer;
 pub mod config;
 pub mod conversation;
+pub mod crowd;
+pub mod digest;
 pub mod echo;
 pub mod frames;
 pub mod http;

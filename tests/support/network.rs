@@ -45,13 +45,18 @@ pub const CLIENT_GATEWAY: Dual = dual([10, 0, 0, 1], CLIENT_SIDE, 1);
 pub const CLIENT_VIP: Dual = dual([10, 0, 0, 80], CLIENT_SIDE, 0x80);
 /// The balancer on the backends' side, their default gateway.
 pub const BACKEND_GATEWAY: Dual = dual([10, 0, 1, 1], BACKEND_SIDE, 1);
-pub const WEB1: Dual = dual([10, 0, 1, 11], BACKEND_SIDE, 0x11);
-pub const WEB2: Dual = dual([10, 0, 1, 12], BACKEND_SIDE, 0x12);
+pub const WEB1: Dual = web(1);
+pub const WEB2: Dual = web(2);
 /// The router of a one-arm network, on the backends' side.
 pub const ROUTER: Dual = dual([10, 0, 1, 254], BACKEND_SIDE, 0x254);
 
 const CLIENT_SIDE: [u16; 2] = [0xfd00, 0xa];
 const BACKEND_SIDE: [u16; 2] = [0xfd00, 0xb];
+
+/// The backend of that number, 1 to 9.
+pub const fn web(number: u8) -> Dual {
+    dual([10, 0, 1, 10 + number], BACKEND_SIDE, 0x10 + number as u16)
+}
 
 /// Both addresses of one host.
 pub const fn dual(v4: [u8; 4], v6_prefix: [u16; 2], v6_host: u16) -> Dual {
@@ -75,6 +80,16 @@ pub enum Arms {
     Two,
 }
 
+impl Arms {
+    /// The balancer's interfaces.
+    fn interfaces(self) -> &'static [&'static str] {
+        match self {
+            Self::One => &["eth0"],
+            Self::Two => &["eth0", "eth1"],
+        }
+    }
+}
+
 /// Client, balancer, and two backends on a switch. Interfaces are `eth0`, the balancer's second one `eth1`;
 /// the switch's ports are called after who is plugged in.
 pub struct Network {
@@ -96,15 +111,14 @@ impl Network {
         let client = lab.namespace("client")?;
         let balancer = lab.namespace("balancer")?;
         let switch = lab.namespace("switch")?;
-        let web1 = lab.namespace("web1")?;
-        let web2 = lab.namespace("web2")?;
+        let interfaces = arms.interfaces();
+        veth(&balancer, interfaces[interfaces.len() - 1], &switch, "balancer")?;
+        switch.add_bridge("br0", &["balancer"])?;
+        let web1 = add_backend(&lab, &switch, 1)?;
+        let web2 = add_backend(&lab, &switch, 2)?;
         let router = match arms {
             Arms::One => Some(lab.namespace("router")?),
             Arms::Two => None,
-        };
-        let interfaces: &[&str] = match arms {
-            Arms::One => &["eth0"],
-            Arms::Two => &["eth0", "eth1"],
         };
         let network = Self { client, balancer, interfaces, router, switch, web1, web2, lab };
         network.connect()?;
@@ -114,6 +128,11 @@ impl Network {
     /// The balancer's interface towards the backends.
     pub fn backend_interface(&self) -> &'static str {
         self.interfaces[self.interfaces.len() - 1]
+    }
+
+    /// One more backend at the switch: `web3` of the number 3.
+    pub fn add_backend(&self, number: u8) -> Result<Namespace> {
+        add_backend(&self.lab, &self.switch, number)
     }
 
     /// Pulls a host's plug: it is silent, and sees nothing of that.
@@ -126,17 +145,9 @@ impl Network {
     }
 
     fn connect(&self) -> Result<()> {
-        veth(&self.balancer, self.backend_interface(), &self.switch, "balancer")?;
         self.lab.pass_xdp(&self.switch, "balancer")?;
         add_addresses(&self.balancer, self.backend_interface(), BACKEND_GATEWAY)?;
         self.balancer.enable_forwarding()?;
-        veth(&self.web1, "eth0", &self.switch, "web1")?;
-        veth(&self.web2, "eth0", &self.switch, "web2")?;
-        self.switch.add_bridge("br0", &["balancer", "web1", "web2"])?;
-        for (backend, address) in [(&self.web1, WEB1), (&self.web2, WEB2)] {
-            add_addresses(backend, "eth0", address)?;
-            add_default_routes(backend, BACKEND_GATEWAY)?;
-        }
         let gateway = match &self.router {
             Some(router) => self.connect_router(router)?,
             None => &self.balancer,
@@ -159,6 +170,16 @@ impl Network {
         add_default_routes(&self.balancer, ROUTER)?;
         Ok(router)
     }
+}
+
+fn add_backend(lab: &Lab, switch: &Namespace, number: u8) -> Result<Namespace> {
+    let name = format!("web{number}");
+    let backend = lab.namespace(&name)?;
+    veth(&backend, "eth0", switch, &name)?;
+    switch.ip(&format!("link set {name} master br0"))?;
+    add_addresses(&backend, "eth0", web(number))?;
+    add_default_routes(&backend, BACKEND_GATEWAY)?;
+    Ok(backend)
 }
 
 /// Adds both addresses of a host to its interface, as /24 and /64.
