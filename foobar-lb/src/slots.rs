@@ -135,7 +135,9 @@ impl Table {
 
     fn replace(&mut self, place: u32, slot: Slot, now: Instant) {
         let before = std::mem::replace(&mut self.slots[place as usize], slot);
-        if before.previous == slot.previous {
+        // A packet under way may still go by the owner before, so the grace of traces begins anew with another.
+        let other_owner = slot.previous == TRACES && before.owner != slot.owner;
+        if before.previous == slot.previous && !other_owner {
             return;
         }
         self.moving.remove(&place);
@@ -258,8 +260,9 @@ mod tests {
         let (mut table, now) = owned_by(A);
         table.assign(&[B], all, now);
         table.end_moves(MINUTE, now + MINUTE);
-        table.assign(&[C], |id| id != B, now + MINUTE);
+        table.assign(&[C], |id| id != B, now + 2 * MINUTE);
         assert_eq!(table.slots(), [Slot { owner: C, previous: TRACES }]);
+        assert_eq!(table.traced(MINUTE, now + 2 * MINUTE).count(), 0, "the grace begins anew");
     }
 
     #[test]

@@ -18,12 +18,21 @@ pub enum Subject {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Connections that break when backends come and go, and the memory that keeps them, of foobar-lb and others.
+    ///
+    /// Fails if foobar-lb breaks one, keeps anything for ever, or remembers more than a tenth of what others do.
+    Consistency {
+        /// Writes the results to this file too, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// Runs one bench.
 pub fn bench(subject: &Subject) -> Result<ExitCode> {
     match subject {
         Subject::Kernel { json } => run_bench("foobar-lb", "kernel", json.as_deref()),
+        Subject::Consistency { json } => run_bench("foobar-lb", "consistency", json.as_deref()),
     }
 }
 
