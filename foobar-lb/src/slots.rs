@@ -82,12 +82,13 @@ impl Table {
         }
     }
 
-    /// Flows may be remembered whatever their slot: from now on every slot carries traces until it is swept.
+    /// Flows may be remembered whatever their slot: from now on every slot that is not moving carries traces until it
+    /// is swept.
     pub fn distrust(&mut self, now: Instant) {
-        for place in 0..self.slots.len() as u32 {
-            let slot = self.slots[place as usize];
-            if slot.previous == SETTLED {
-                self.replace(place, Slot { previous: TRACES, ..slot }, now);
+        for (place, slot) in (0u32..).zip(&mut self.slots) {
+            if matches!(slot.previous, SETTLED | TRACES) {
+                slot.previous = TRACES;
+                self.traces.insert(place, now);
             }
         }
     }
