@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     bpf::{self, Bpf, Link},
-    config::{self, Config},
+    config::{self, Config, MAX_WEIGHT},
     health::Report,
     image::Image,
     model::Health,
@@ -214,6 +214,12 @@ impl Daemon {
     }
 
     fn hear(&mut self, api::Say { service, backends, word }: &api::Say) -> Result<api::Heard, api::Failure> {
+        if let api::Word::Weight(weight) = word
+            && *weight > MAX_WEIGHT
+        {
+            let error = format!("weight {weight} is out of range: 0 to {MAX_WEIGHT}");
+            return Err(api::Failure::new(error));
+        }
         let warnings = self.state.say(service, backends, |said| word.on(said)).map_err(api::Failure::of)?;
         for backend in backends {
             info!(%service, %backend, "the operator says: {word}");

@@ -15,7 +15,7 @@ use foobar_lb::{
     attach,
     bpf::Mode,
     client,
-    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
+    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH, MAX_WEIGHT},
     start::{Options, saved_settings},
     sysctl::Sysctls,
 };
@@ -124,7 +124,7 @@ enum BackendCommand {
         #[arg(value_name = "BACKEND")]
         backend: String,
         /// 0 to 1000.
-        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u16).range(0..=1000))]
+        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u16).range(..=i64::from(MAX_WEIGHT)))]
         weight: u16,
         #[command(flatten)]
         socket: Socket,

@@ -47,7 +47,8 @@ pub const DEFAULT_WEIGHT: u16 = 1;
 const TRANSITIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const LONGEST_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
 const DRAIN_TIMES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(30 * 24 * 3600);
-const WEIGHTS: RangeInclusive<u32> = 0..=1000;
+/// The largest share of new flows.
+pub const MAX_WEIGHT: u16 = 1000;
 
 /// Up to the largest prime for which there can be room.
 const TABLE_SIZES: RangeInclusive<u32> = 2..=268_435_399;
@@ -264,7 +265,7 @@ fn read_backend(
         check_family(vip, address.span(), address.get_ref().is_ipv6(), "backend", problems);
     }
     let weight = problems.read_or(weight, DEFAULT_WEIGHT, |&value| {
-        let weight = values::integer(value, "weight", WEIGHTS)?;
+        let weight = values::integer(value, "weight", 0..=u32::from(MAX_WEIGHT))?;
         Ok(weight.try_into().expect("the range fits"))
     });
     BackendDraft { name, address, weight }
