@@ -139,7 +139,7 @@ pub struct Backend {
 pub struct Drain {
     /// Since it began.
     pub seconds: u64,
-    /// Remembered flows that are alive on it; absent if they could not be counted this time.
+    /// Remembered flows that are alive on it, as counted some seconds ago at most; absent if they are not counted yet.
     pub seen: Option<u64>,
     /// How much longer there may be flows that have been silent since it began and so are not counted; absent
     /// when that time is over.

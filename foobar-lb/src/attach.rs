@@ -65,7 +65,7 @@ pub async fn attach(
     let early = wait_for_neighbours(&mut state, &mut events).await;
     let locals: Vec<_> = state.view().locals.iter().copied().collect();
     let mut settings = Settings::new(&config)?;
-    settings.ensure(&config, &options, &locals)?;
+    settings.ensure(&config, &options.interfaces, options.set_sysctls, &locals)?;
     let mut bpf = start::load(&config, seed)?;
     let mode = options.mode;
     let mut daemon = Daemon::new(state, tasks, Reload::new(config, options, settings, sender.clone()));
@@ -103,7 +103,7 @@ impl Listeners {
     /// come.
     fn serve(&mut self, events: mpsc::Sender<Event>, tasks: &mut Tasks) -> impl Future<Output = ()> + use<> {
         if let Some(metrics) = self.metrics.take() {
-            tasks.spawn(report_end("metrics", metrics::serve(metrics, events.clone())));
+            tasks.run(report_end("metrics", metrics::serve(metrics, events.clone())));
         }
         let (end, ended) = oneshot::channel::<()>();
         let serving = self.socket.serve(events, async { drop(ended.await) });

@@ -86,8 +86,10 @@ pub struct Daemon {
     swept: Instant,
     /// It goes on.
     sweeping: bool,
-    /// Who wants to know the status when it has ended.
-    waiting: Vec<Answer<api::Status>>,
+    /// When the next one begins, at the earliest.
+    next_sweep: Instant,
+    /// Flows remembered on each backend, by its id, as the last sweep counted them.
+    flows: Option<BTreeMap<u32, u64>>,
 }
 
 /// Whether an event calls for a reconcile, or for the end.
@@ -111,7 +113,8 @@ impl Daemon {
             started: now,
             swept: now,
             sweeping: false,
-            waiting: Vec::new(),
+            next_sweep: now,
+            flows: Some(BTreeMap::new()),
         }
     }
 
@@ -119,9 +122,9 @@ impl Daemon {
     pub fn start_tasks(&mut self, bpf: &mut Bpf, reloads: impl Future<Output = ()> + Send + 'static) {
         info!(services = self.state.services.len(), "balancing");
         self.follow_services();
-        self.tasks.spawn(reloads);
+        self.tasks.run(reloads);
         if let Some(log) = bpf.follow_log() {
-            self.tasks.spawn(log);
+            self.tasks.run(log);
         }
     }
 
@@ -158,10 +161,10 @@ impl Daemon {
             Event::Health(report) => self.observe_health(report),
             Event::Network(view) => self.observe_network(view),
             Event::Status(answer) => {
-                self.answer_status(answer, bpf);
+                reply(answer, self.status(bpf));
                 Consequence::Nothing
             }
-            Event::Swept(found) => self.take_in(*found, bpf),
+            Event::Swept(found) => self.take_in(*found),
             Event::Detach(request, answer) => {
                 let detached = self.detach(&request, bpf);
                 let ends = detached.as_ref().is_ok_and(|detached| detached.ends);
@@ -175,11 +178,12 @@ impl Daemon {
                 Consequence::Nothing
             }
             Event::Reload(answer) => {
-                self.tasks.spawn(self.reload.read(answer));
+                self.tasks.run(self.reload.read(answer));
                 Consequence::Nothing
             }
             Event::Read(config, answer) => {
                 let reloaded = self.reload.apply(*config, &mut self.state);
+                self.count_anew();
                 self.follow_services();
                 self.reconcile(bpf);
                 if let Some(answer) = answer {
@@ -190,22 +194,11 @@ impl Daemon {
         }
     }
 
-    /// Where a backend drains its flows are counted first, which may take a while.
-    fn answer_status(&mut self, answer: Answer<api::Status>, bpf: &Bpf) {
-        let drains = self.state.services.iter().flat_map(|service| &service.backends).any(is_draining);
-        if drains && self.failure.is_none() {
-            self.waiting.push(answer);
-            self.sweep(bpf);
-        } else {
-            reply(answer, self.status(None, bpf));
-        }
-    }
-
-    fn status(&self, flows: Option<&BTreeMap<u32, u64>>, bpf: &Bpf) -> Result<api::Status, api::Failure> {
+    fn status(&self, bpf: &Bpf) -> Result<api::Status, api::Failure> {
         let sources = status::Sources {
             state: &self.state,
             bpf,
-            flows,
+            flows: self.flows.as_ref(),
             failure: self.failure.as_deref(),
             reload: &self.reload,
             started: self.started,
@@ -221,6 +214,7 @@ impl Daemon {
             return Err(api::Failure::new(error));
         }
         let warnings = self.state.say(service, backends, |said| word.on(said)).map_err(api::Failure::of)?;
+        self.count_anew();
         for backend in backends {
             info!(%service, %backend, "the operator says: {word}");
         }
@@ -307,10 +301,17 @@ impl Daemon {
         let now = Instant::now();
         let over = self.state.next_change().is_some_and(|change| change <= now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
-        if self.failure.is_none() && self.state.needs_sweep() && now.duration_since(self.swept) >= SWEEP {
+        let needed = self.state.needs_sweep() || self.flows.is_none();
+        if self.failure.is_none() && needed && now >= self.next_sweep {
             self.sweep(bpf);
         }
         if over || self.failure.is_some() { Consequence::Reconcile } else { Consequence::Nothing }
+    }
+
+    /// Other backends may drain now, and what was counted before says nothing of them.
+    fn count_anew(&mut self) {
+        self.flows = None;
+        self.next_sweep = Instant::now();
     }
 
     /// Has remembered flows looked through, one sweep at a time.
@@ -324,8 +325,9 @@ impl Daemon {
         self.tasks.sweep(broom, bpf.flow_maps());
     }
 
-    fn take_in(&mut self, found: Result<Found, bpf::Error>, bpf: &mut Bpf) -> Consequence {
+    fn take_in(&mut self, found: Result<Found, bpf::Error>) -> Consequence {
         self.sweeping = false;
+        self.next_sweep = Instant::now() + self.pause();
         let found = found.unwrap_or_else(|error| {
             warn!("remembered flows are not looked through: {}", chain(&error));
             Found::default()
@@ -333,17 +335,25 @@ impl Daemon {
         if self.state.settle(&found) {
             self.follow_services();
         }
-        let flows = found.whole.then_some(&found.alive);
-        for answer in std::mem::take(&mut self.waiting) {
-            reply(answer, self.status(flows, bpf));
-        }
+        self.flows = found.whole.then_some(found.alive);
         Consequence::Reconcile
+    }
+
+    /// How long until the next sweep: where somebody may wait for a drain to end, sooner, but a sweep of full maps takes
+    /// no more than a tenth of the time.
+    fn pause(&self) -> Duration {
+        let drains = self.state.services.iter().flat_map(|service| &service.backends).any(is_draining);
+        if drains { TICK.max(self.swept.elapsed() * 9).min(SWEEP) } else { SWEEP }
     }
 
     /// Brings the maps to what the state says. What fails is shown and tried again at the next tick.
     fn reconcile(&mut self, bpf: &mut Bpf) {
         match self.fill(bpf) {
-            Ok(()) => self.failure = None,
+            Ok(()) => {
+                if self.failure.take().is_some() {
+                    self.state.renew_grace(Instant::now());
+                }
+            }
             Err(error) => {
                 let why = chain(&error);
                 error!("the maps are not up to date: {why}");

@@ -64,12 +64,15 @@ async fn metrics(State(events): State<mpsc::Sender<Event>>) -> Response {
 struct BackendLabels {
     service: String,
     backend: String,
+    /// One that lingers may have the name of the one that takes its place.
+    address: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct TrafficLabels {
     service: String,
     backend: String,
+    address: String,
     direction: &'static str,
 }
 
@@ -124,12 +127,13 @@ fn register_backends(registry: &mut Registry, status: &Status) {
 
 fn register_traffic(registry: &mut Registry, status: &Status) {
     let (packets, bytes) = (Counts::<TrafficLabels>::default(), Counts::<TrafficLabels>::default());
-    for (BackendLabels { service, backend: name }, backend) in labelled(status) {
+    for (labels, backend) in labelled(status) {
         for (direction, frames, size) in [
             ("forward", backend.packets, backend.bytes),
             ("reply", backend.reply_packets, backend.reply_bytes),
         ] {
-            let labels = TrafficLabels { service: service.clone(), backend: name.clone(), direction };
+            let BackendLabels { service, backend, address } = labels.clone();
+            let labels = TrafficLabels { service, backend, address, direction };
             packets.get_or_create(&labels).inc_by(frames);
             bytes.get_or_create(&labels).inc_by(size);
         }
@@ -143,6 +147,7 @@ fn labelled(status: &Status) -> impl Iterator<Item = (BackendLabels, &Backend)> 
         let labels = |backend: &Backend| BackendLabels {
             service: service.name.clone(),
             backend: backend.name.clone(),
+            address: backend.address.to_string(),
         };
         service.backends.iter().map(move |backend| (labels(backend), backend))
     })

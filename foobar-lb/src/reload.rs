@@ -75,9 +75,13 @@ impl Reload {
                 "{section} has changed, which takes effect at a restart only: restart foobar-lb, or undo that change"
             )));
         }
-        let locals: Vec<_> = state.view().locals.iter().copied().collect();
-        self.settings.ensure(config, &self.options, &locals).map_err(api::Failure::of)?;
         let room = Room { slots: config.daemon.slots, backends: config.daemon.backends };
+        state.check(&config.services, room).map_err(api::Failure::of)?;
+        let locals: Vec<_> = state.view().locals.iter().copied().collect();
+        let interfaces = state.attached_names();
+        self.settings
+            .ensure(config, &interfaces, self.options.set_sysctls, &locals)
+            .map_err(api::Failure::of)?;
         let displaced = state.reconfigure(config.services.clone(), room).map_err(api::Failure::of)?;
         let displaced = displaced.iter().map(|address| {
             format!(

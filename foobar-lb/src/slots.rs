@@ -93,6 +93,11 @@ impl Table {
         }
     }
 
+    /// Lets the traces of all slots begin now.
+    pub fn renew_traces(&mut self, now: Instant) {
+        self.traces.values_mut().for_each(|since| *since = now);
+    }
+
     /// Ends the moves that began `transition` ago or earlier: from then on only what is remembered counts.
     pub fn end_moves(&mut self, transition: Duration, now: Instant) {
         let over: Vec<u32> = self

@@ -153,16 +153,22 @@ impl Settings {
 
     /// Turns ICMP redirects off, and sets what else is missing if the operator allowed it; otherwise says so,
     /// or refuses where nothing would work.
-    pub fn ensure(&mut self, config: &Config, options: &Options, locals: &[IpAddr]) -> Result<(), Error> {
+    pub fn ensure(
+        &mut self,
+        config: &Config,
+        interfaces: &[String],
+        set_sysctls: bool,
+        locals: &[IpAddr],
+    ) -> Result<(), Error> {
         let sysctls = Sysctls::default();
         let vips = config.services.iter().map(|service| service.key.address.ip());
         // A VIP that others move, as keepalived does, may become an address of this machine at any time.
-        let may_move_here = config.services.iter().any(|service| !service.announce) && options.set_sysctls;
+        let may_move_here = config.services.iter().any(|service| !service.announce) && set_sysctls;
         let local_vip = may_move_here || vips.clone().any(|vip| locals.contains(&vip));
         let families: Families = vips.collect();
-        let mut wanted = sysctls.redirects(&options.interfaces)?;
-        let missing = sysctls.needed(&options.interfaces, families, local_vip)?;
-        if options.set_sysctls {
+        let mut wanted = sysctls.redirects(interfaces)?;
+        let missing = sysctls.needed(interfaces, families, local_vip)?;
+        if set_sysctls {
             wanted.extend(missing);
         } else if missing.iter().any(|requirement| requirement.fatal) {
             return Err(Error::Settings { missing });

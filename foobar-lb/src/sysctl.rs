@@ -205,6 +205,7 @@ impl Sysctls {
             return Ok(());
         }
         let mut record = self.load(saved)?;
+        let first = record.changes().next().is_none();
         for Requirement { path, current, wanted, .. } in requirements {
             record.note(path, Change { original: *current, set: *wanted });
             if path == ALL_IPV6_FORWARDING {
@@ -212,13 +213,21 @@ impl Sysctls {
             }
         }
         record.store(saved).map_err(|source| Error::Saved { path: saved.into(), source })?;
-        for Requirement { path, wanted, .. } in requirements {
+        for (done, Requirement { path, wanted, .. }) in requirements.iter().enumerate() {
             if let Err(error) = self.write(path, *wanted) {
-                self.restore(saved)?;
+                // What was set before this is in use.
+                match first {
+                    true => self.restore(saved)?,
+                    false => self.undo(&requirements[..done])?,
+                }
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    fn undo(&self, done: &[Requirement]) -> Result<(), Error> {
+        done.iter().rev().try_for_each(|Requirement { path, current, .. }| self.write(path, *current))
     }
 
     /// Puts back the values noted in the file `saved`, if it exists, and removes it. Settings that someone

@@ -70,15 +70,17 @@ fn render_service(service: &Service) -> String {
 /// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.
 fn render_drain(backend: &Backend) -> Option<String> {
     let Drain { seen, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
-    let Backend { name, admin, repicked, .. } = backend;
+    let Backend { name, admin, repicked, eligible, .. } = backend;
+    if *eligible {
+        return Some(format!("{name} is {admin} and stands in, because no other backend is up\n"));
+    }
     if *over {
         return Some(format!("{name} is {admin}, its drain time is over: {repicked} flows were re-picked\n"));
     }
     if (*seen, *silent_for_seconds) == (Some(0), None) {
         return Some(format!("{name} is {admin}: no flows are left\n"));
     }
-    let seen =
-        seen.map_or_else(|| "flows not counted this time".to_owned(), |seen| format!("{seen} flows seen"));
+    let seen = seen.map_or_else(|| "flows not counted yet".to_owned(), |seen| format!("{seen} flows seen"));
     let silent = match silent_for_seconds {
         Some(seconds) => format!("silent ones unknown until {}", time_in(*seconds)),
         None => "no others".to_owned(),

@@ -54,9 +54,10 @@ impl Tasks {
         }
     }
 
-    /// Runs one more task.
-    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.running.spawn(task);
+    /// Runs one more task. The set keeps those that have ended until they are asked for.
+    pub fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        while self.running.try_join_next().is_some() {}
+        self.running.spawn(task)
     }
 
     /// Watches the next hops of the backends that the state has now.
@@ -70,7 +71,7 @@ impl Tasks {
             watch.abort();
         }
         self.watched.clone_from(&targets);
-        self.watch = Some(self.running.spawn(watch_network(targets, self.events.clone())));
+        self.watch = Some(self.run(watch_network(targets, self.events.clone())));
     }
 
     /// Checks the backends that the state has now, in the way that it has now.
@@ -88,7 +89,7 @@ impl Tasks {
                         }
                         let events = self.events.clone();
                         let check = health::check(target, settings.clone(), backend.health(), events);
-                        (settings.clone(), self.running.spawn(check))
+                        (settings.clone(), self.run(check))
                     }
                 };
                 checks.insert(target, check);
@@ -101,7 +102,7 @@ impl Tasks {
     /// Sweeps remembered flows, and sends what was found.
     pub fn sweep(&mut self, broom: Broom, maps: Result<FlowMaps, bpf::Error>) {
         let events = self.events.clone();
-        self.running.spawn(async move {
+        self.run(async move {
             let sweep = move || maps.and_then(|mut maps| broom.sweep(&mut maps));
             // A sweep that panicked has found nothing.
             let found = spawn_blocking(sweep).await.unwrap_or_else(|_| Ok(Found::default()));
@@ -118,7 +119,7 @@ impl Tasks {
         let new: Vec<_> = vips.difference(&self.announced).copied().collect();
         self.announced = vips;
         let interfaces = self.interfaces.clone();
-        self.running.spawn(async move {
+        self.run(async move {
             if let Err(error) = announce::announce(&interfaces, &new).await {
                 warn!("VIPs are not announced: {}", chain(&error));
             }

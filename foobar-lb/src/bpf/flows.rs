@@ -58,12 +58,12 @@ impl Store for FlowMaps {
     type Error = Error;
 
     fn retain(&mut self, mut keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
+        let mut whole = true;
+        // Where one is disturbed, as an LRU is by a flood, the others are looked through all the same.
         for flows in &mut self.0 {
-            if !flows.retain(&mut keep)? {
-                return Ok(false);
-            }
+            whole &= flows.retain(&mut keep)?;
         }
-        Ok(true)
+        Ok(whole)
     }
 }
 

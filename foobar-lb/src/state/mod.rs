@@ -163,6 +163,12 @@ impl Backend {
         eligibility(admin, self.health(), cold_start && self.next_hop.is_some())
     }
 
+    /// Whether it may take new flows although the configuration has it no more.
+    fn can_stand_in(&self) -> bool {
+        let over = self.drain.is_some_and(|drain| drain.over);
+        self.removed && !over && self.word.admin.is_none() && self.weight() > 0 && self.health() == Health::Up
+    }
+
     /// Starts the clock of a drain, or stops it.
     fn follow_drain(&mut self, drain_time: Option<Duration>, now: Instant) {
         self.drain = self.admin().drains().then(|| {
@@ -178,20 +184,24 @@ impl Service {
         endpoint(self.config.key.address, self.config.key.protocol)
     }
 
-    /// What follows for each of its backends, in their order. Where nobody is eligible and the service is to
-    /// fail open, every enabled backend is taken.
+    /// What follows for each of its backends, in their order. Where nobody is eligible, those that the configuration
+    /// has no more stand in as long as they are up: a configuration may replace them all. Without them every enabled
+    /// backend is taken, if the service is to fail open.
     pub fn standings(&self) -> Vec<Standing> {
         let own = |backend: &Backend| backend.eligibility(self.cold_start);
         let udp = self.config.key.protocol == Protocol::Udp;
-        let fail_open = self.config.when_empty == WhenEmpty::FailOpen
-            && !self.backends.iter().any(|backend| own(backend).new_flows);
+        let nobody = !self.backends.iter().any(|backend| own(backend).new_flows);
+        let stands_in = |backend: &Backend| nobody && backend.can_stand_in();
+        let fail_open =
+            nobody && self.config.when_empty == WhenEmpty::FailOpen && !self.backends.iter().any(stands_in);
         let standing = |backend: &Backend| {
             let Eligibility { new_flows, serves } = own(backend);
             let admin = backend.admin();
             // No kernel ends the UDP flows of a server that is gone.
             let serves = serves && !(udp && matches!(backend.health(), Health::Down(_)));
-            let taken = fail_open && admin == Admin::Enabled && backend.next_hop.is_some();
-            let switches = udp && admin.drains() && self.config.udp_drain == UdpDrain::Switch;
+            let enabled = admin == Admin::Enabled && backend.next_hop.is_some();
+            let taken = fail_open && enabled || stands_in(backend);
+            let switches = udp && admin.drains() && !taken && self.config.udp_drain == UdpDrain::Switch;
             let (eligible, serves) = (new_flows || taken, serves || taken);
             Standing { eligible, serves, holds: serves && !switches }
         };
@@ -200,7 +210,8 @@ impl Service {
 
     /// Whether new flows are spread over backends that are not eligible, for want of any that is.
     pub fn fails_open(&self) -> bool {
-        let eligible = |backend: &Backend| backend.eligibility(self.cold_start).new_flows;
+        let eligible =
+            |backend: &Backend| backend.eligibility(self.cold_start).new_flows || backend.can_stand_in();
         !self.backends.iter().any(eligible) && self.standings().iter().any(|standing| standing.eligible)
     }
 
@@ -286,6 +297,11 @@ impl State {
         self.view = view;
     }
 
+    /// Names of the attached interfaces.
+    pub fn attached_names(&self) -> Vec<String> {
+        self.attached.keys().filter_map(|index| Some(self.view.links.get(index)?.name.clone())).collect()
+    }
+
     /// The network as last seen.
     pub fn view(&self) -> &View {
         &self.view
@@ -300,8 +316,7 @@ impl State {
             });
             drains.chain(service.table.next_end(service.config.transition)).min()
         };
-        let left = self.left.iter().filter_map(|(_, since)| Some((*since)? + GRACE));
-        self.services.iter().filter_map(of_service).chain(left).min()
+        self.services.iter().filter_map(of_service).min()
     }
 
     /// Whether flows may be remembered, or ids wait to be given again.
@@ -311,7 +326,7 @@ impl State {
                 || service.config.remember == Remember::All
                 || service.backends.iter().any(|backend| backend.removed)
         };
-        !self.retired.is_empty() || self.services.iter().any(needs)
+        !self.retired.is_empty() || !self.left.is_empty() || self.services.iter().any(needs)
     }
 
     /// Settles the slots that have carried traces for long enough and to which no remembered flow belongs, and lets
@@ -325,6 +340,7 @@ impl State {
         let long_ago =
             |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= GRACE);
         self.retired.retain(|id, since| !long_ago(since) || found.backends.contains(id));
+        self.left.retain(|(_, since)| !long_ago(since));
         let mut gone = false;
         for service in &mut self.services {
             let first = service.table.first();
@@ -339,6 +355,18 @@ impl State {
             });
         }
         gone
+    }
+
+    /// The maps were not what the state said until now, so every time of grace begins now.
+    pub fn renew_grace(&mut self, now: Instant) {
+        self.retired.values_mut().chain(self.left.iter_mut().map(|(_, since)| since)).for_each(|since| {
+            *since = Some(now);
+        });
+        for service in &mut self.services {
+            service.table.renew_traces(now);
+            let backends = service.backends.iter_mut();
+            backends.filter_map(|backend| backend.unnamed.as_mut()).for_each(|since| *since = now);
+        }
     }
 
     fn backends_mut(&mut self) -> impl Iterator<Item = &mut Backend> {

@@ -9,7 +9,6 @@ use super::{Backend, Service, Standing, State};
 use crate::{
     image::{DirectPrefix, Image, address, endpoint},
     model, neighbour,
-    sweep::GRACE,
 };
 
 impl State {
@@ -34,7 +33,6 @@ impl State {
         for since in self.retired.values_mut().chain(self.left.iter_mut().map(|(_, since)| since)) {
             since.get_or_insert(now);
         }
-        self.left.retain(|(_, since)| since.is_some_and(|since| now.duration_since(since) < GRACE));
     }
 
     fn render_service(&self, service: &Service, image: &mut Image) {

@@ -44,7 +44,7 @@ pub enum Refusal {
     /// No gap in the arena is large enough.
     #[error(
         "service `{service}`: no {needed} slots in one piece are free, of {room} that there are; raise `slots` of \
-         [daemon] and restart foobar-lb, or try again in a second if services were removed just now"
+         [daemon] and restart foobar-lb, or try again in half a minute if services were removed just now"
     )]
     Slots {
         /// Name of the service.
@@ -116,6 +116,11 @@ impl State {
         let view = std::mem::take(&mut self.view);
         self.observe_network(view);
         Ok(displaced)
+    }
+
+    /// Whether the configuration can take the place of the one in force.
+    pub fn check(&self, services: &[model::Service], room: Room) -> Result<(), Refusal> {
+        self.allocate(services, room).map(drop)
     }
 
     fn allocate(&self, services: &[model::Service], room: Room) -> Result<Allocation, Refusal> {

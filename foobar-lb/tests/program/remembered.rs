@@ -62,7 +62,7 @@ fn half_open_flows_are_read_first() -> Result<()> {
     Ok(())
 }
 
-/// When the flow that the iteration stands on is gone, the kernel begins anew.
+/// When the flow that the iteration stands on is gone, the kernel begins anew. The other maps are read all the same.
 #[test]
 fn a_scan_that_was_disturbed_says_so() -> Result<()> {
     let mut kernel = Kernel::new(CAPACITIES)?;
@@ -76,7 +76,8 @@ fn a_scan_that_was_disturbed_says_so() -> Result<()> {
         }
         true
     })?;
-    ensure!(!whole && shown == EACH / 2, "whole: {whole}, after {shown} flows");
+    let others = 2 * EACH;
+    ensure!(!whole && shown == EACH / 2 + others, "whole: {whole}, after {shown} flows");
     let left = list(bpf)?.map(|flows| flows.len());
     ensure!(left == Some(3 * EACH as usize - 1), "{left:?} flows are left");
     Ok(())
