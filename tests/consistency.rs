@@ -187,7 +187,7 @@ impl Story {
         let served = crowd.disperse()?;
         println!("{served} connections were served, {veterans} of them from the first to the last");
         balancer.wait_until("all slots to settle and all backends to be gone", |status| {
-            let settled = status.services.iter().all(|service| service.slots_moving == 0);
+            let settled = status.services.iter().all(|service| service.slots_unsettled == 0);
             settled && status.backends("web5").next().is_none()
         })?;
         for reason in ["not_remembered", "no_backend"] {

@@ -47,7 +47,7 @@ fn check_drain(family: Family, blocks: u64) -> Result<()> {
     download.read_into(&mut sum, 4 * MEGABYTE)?;
     let draining = download.served_by.clone();
     balancer.backend(&["drain", "www", &draining])?.expect(0, &[&draining])?;
-    while find_drain(&balancer, &draining)?.silent_for_seconds.is_some() {
+    while !is_counted(&find_drain(&balancer, &draining)?) {
         download.read_into(&mut sum, TRICKLE)?;
     }
     let seen = find_drain(&balancer, &draining)?.seen;
@@ -61,6 +61,11 @@ fn check_drain(family: Family, blocks: u64) -> Result<()> {
     download.read_into(&mut sum, u64::MAX)?;
     ensure!(sum.finish()? == expected, "another sha256 than the file's");
     Ok(())
+}
+
+/// Whether the move is over, and flows have been counted since it began.
+fn is_counted(drain: &Drain) -> bool {
+    drain.silent_for_seconds.is_none() && drain.seen.is_some()
 }
 
 fn find_drain(balancer: &Balancer, backend: &str) -> Result<Drain> {

@@ -138,7 +138,7 @@ fn names_and_order_mean_nothing_to_flows() -> Result<()> {
     let renamed = reversed.replace("\"web1\"", "\"app1\"").replace("\"tcp-v4\"", "\"www\"");
     for services in [reversed, renamed] {
         balancer.reconfigure(&services)?;
-        let moving: u32 = balancer.status()?.services.iter().map(|service| service.slots_moving).sum();
+        let moving: u32 = balancer.status()?.services.iter().map(|service| service.slots_unsettled).sum();
         ensure!(moving == 0, "{moving} slots move with\n{services}");
         expect_undisturbed(&network, &mut flows)?;
     }
@@ -253,7 +253,7 @@ fn the_keys_of_a_service_change_while_it_serves() -> Result<()> {
     balancer.reconfigure(&tcp_before(&PAIR, &["transition = \"1s\"", "idle = \"2s\""]))?;
     expect_undisturbed(&network, &mut flows)?;
     balancer.wait_until("all slots to settle", |status| {
-        status.services.iter().all(|service| service.slots_moving == 0)
+        status.services.iter().all(|service| service.slots_unsettled == 0)
     })?;
     expect_undisturbed(&network, &mut flows)
 }

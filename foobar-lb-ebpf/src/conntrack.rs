@@ -50,7 +50,9 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, ser
     let entry = find(tables.conntrack(), flow);
     let alive = entry.and_then(|entry| recall(entry, kind, service, now));
     let known = alive.filter(|known| serves(tables, known.backend));
-    if let (Kind::Ongoing(_), Some(left), None) = (kind, alive, known) {
+    if let (Kind::Ongoing(_), Some(left), None) = (kind, alive, known)
+        && left.state & entry_state::ENDING == 0
+    {
         tables.count_repicked(left.backend);
     }
     match (kind, known) {

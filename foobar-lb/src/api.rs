@@ -71,8 +71,8 @@ pub struct Service {
     pub mode: String,
     /// Slots of its table.
     pub slots: u32,
-    /// Slots whose earlier owner still counts.
-    pub slots_moving: u32,
+    /// Slots in which remembered flows count.
+    pub slots_unsettled: u32,
     /// Slots that no backend owns.
     pub slots_unowned: u32,
     /// No backend is eligible, so new flows are spread over all that are enabled.
@@ -141,6 +141,8 @@ pub struct Drain {
     pub seconds: u64,
     /// Remembered flows that are alive on it, as counted some seconds ago at most; absent if they are not counted yet.
     pub seen: Option<u64>,
+    /// Remembered flows that have shown their end, of which an acknowledgement or two may still come, or a download.
+    pub closing: Option<u64>,
     /// How much longer there may be flows that have been silent since it began and so are not counted; absent
     /// when that time is over.
     pub silent_for_seconds: Option<u64>,

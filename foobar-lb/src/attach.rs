@@ -57,12 +57,12 @@ pub async fn attach(
     let seed = start::prepare_state(&config)?;
     let mut listeners = Listeners::bind(&config).await?;
     let (sender, mut events) = mpsc::channel(1024);
-    let mut tasks = Tasks::new(sender.clone(), options.interfaces.clone());
+    let mut tasks = Tasks::new(sender.clone());
 
     let mut state = State::new(config.services.clone(), seed);
     state.attached = start::render(&interfaces);
     tasks.watch_network(&state);
-    let early = wait_for_neighbours(&mut state, &mut events).await;
+    wait_for_neighbours(&mut state, &mut events).await;
     let locals: Vec<_> = state.view().locals.iter().copied().collect();
     let mut settings = Settings::new(&config)?;
     settings.ensure(&config, &options.interfaces, options.set_sysctls, &locals)?;
@@ -74,7 +74,7 @@ pub async fn attach(
 
     daemon.start_tasks(&mut bpf, reload::forward(reloads, sender.clone()));
     let last_answers = listeners.serve(sender, &mut daemon.tasks);
-    daemon.balance(&mut bpf, early, events, shutdown).await;
+    daemon.balance(&mut bpf, events, shutdown).await;
 
     info!("detaching");
     drop(bpf);
@@ -117,17 +117,12 @@ impl Listeners {
     }
 }
 
-/// Takes in the network until every backend has a next hop or patience ends; hands on whatever else came.
-async fn wait_for_neighbours(state: &mut State, events: &mut mpsc::Receiver<Event>) -> Vec<Event> {
-    let mut early = Vec::new();
+/// Takes in the network until every backend has a next hop or patience ends. Nobody else sends events yet.
+async fn wait_for_neighbours(state: &mut State, events: &mut mpsc::Receiver<Event>) {
     let waiting = async {
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Network(view) => state.observe_network(view),
-                other => early.push(other),
-            }
-            let mut backends = state.services.iter().flat_map(|service| &service.backends);
-            if backends.all(|backend| backend.next_hop.is_some()) {
+        while let Some(Event::Network(view)) = events.recv().await {
+            state.observe_network(view);
+            if state.backends().all(|backend| backend.next_hop.is_some()) {
                 return;
             }
         }
@@ -135,5 +130,4 @@ async fn wait_for_neighbours(state: &mut State, events: &mut mpsc::Receiver<Even
     if timeout(NEIGHBOURS, waiting).await.is_err() {
         debug!("not all backends have a neighbour that answers");
     }
-    early
 }

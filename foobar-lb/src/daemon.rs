@@ -16,17 +16,17 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     bpf::{self, Bpf, Link},
-    config::{self, Config, MAX_WEIGHT},
+    config::MAX_WEIGHT,
     health::Report,
     image::Image,
     model::Health,
     neighbour::View,
     plan,
-    reload::Reload,
+    reload::{Read, Reload},
     start::chain,
-    state::{Backend, State},
+    state::State,
     status,
-    sweep::{Broom, Found, monotonic},
+    sweep::{Broom, Flows, Found, monotonic},
     tasks::Tasks,
 };
 
@@ -53,10 +53,10 @@ pub enum Event {
     Say(api::Say, Answer<api::Heard>),
     /// The configuration is to be read again.
     Reload(Option<Answer<api::Reloaded>>),
+    /// It was read.
+    Read(Box<Read>, Option<Answer<api::Reloaded>>),
     /// Remembered flows were looked through.
     Swept(Box<Result<Found, bpf::Error>>),
-    /// It was read.
-    Read(Box<Result<Config, config::Error>>, Option<Answer<api::Reloaded>>),
 }
 
 impl From<Report> for Event {
@@ -88,8 +88,10 @@ pub struct Daemon {
     sweeping: bool,
     /// When the next one begins, at the earliest.
     next_sweep: Instant,
+    /// Sweeps that began before this count other backends.
+    counted: Instant,
     /// Flows remembered on each backend, by its id, as the last sweep counted them.
-    flows: Option<BTreeMap<u32, u64>>,
+    flows: Option<BTreeMap<u32, Flows>>,
 }
 
 /// Whether an event calls for a reconcile, or for the end.
@@ -114,6 +116,7 @@ impl Daemon {
             swept: now,
             sweeping: false,
             next_sweep: now,
+            counted: now,
             flows: Some(BTreeMap::new()),
         }
     }
@@ -128,17 +131,13 @@ impl Daemon {
         }
     }
 
-    /// Balances until `shutdown`, or until it is detached from the last interface. `early` came before.
+    /// Balances until `shutdown`, or until it is detached from the last interface.
     pub async fn balance(
         &mut self,
         bpf: &mut Bpf,
-        early: Vec<Event>,
         mut events: mpsc::Receiver<Event>,
         shutdown: impl Future<Output = ()>,
     ) {
-        for event in early {
-            self.handle(event, bpf);
-        }
         tokio::pin!(shutdown);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -181,10 +180,12 @@ impl Daemon {
                 self.tasks.run(self.reload.read(answer));
                 Consequence::Nothing
             }
-            Event::Read(config, answer) => {
-                let reloaded = self.reload.apply(*config, &mut self.state);
-                self.count_anew();
-                self.follow_services();
+            Event::Read(read, answer) => {
+                let reloaded = self.reload.apply(*read, &mut self.state);
+                if reloaded.is_ok() {
+                    self.count_anew();
+                    self.follow_services();
+                }
                 self.reconcile(bpf);
                 if let Some(answer) = answer {
                     reply(answer, self.unless_failed(reloaded));
@@ -311,7 +312,8 @@ impl Daemon {
     /// Other backends may drain now, and what was counted before says nothing of them.
     fn count_anew(&mut self) {
         self.flows = None;
-        self.next_sweep = Instant::now();
+        self.counted = Instant::now();
+        self.next_sweep = self.counted;
     }
 
     /// Has remembered flows looked through, one sweep at a time.
@@ -327,7 +329,8 @@ impl Daemon {
 
     fn take_in(&mut self, found: Result<Found, bpf::Error>) -> Consequence {
         self.sweeping = false;
-        self.next_sweep = Instant::now() + self.pause();
+        let is_old = self.swept < self.counted;
+        self.next_sweep = Instant::now() + if is_old { Duration::ZERO } else { self.pause() };
         let found = found.unwrap_or_else(|error| {
             warn!("remembered flows are not looked through: {}", chain(&error));
             Found::default()
@@ -335,15 +338,16 @@ impl Daemon {
         if self.state.settle(&found) {
             self.follow_services();
         }
-        self.flows = found.whole.then_some(found.alive);
+        self.flows = (found.whole && !is_old).then_some(found.flows);
         Consequence::Reconcile
     }
 
     /// How long until the next sweep: where somebody may wait for a drain to end, sooner, but a sweep of full maps takes
     /// no more than a tenth of the time.
     fn pause(&self) -> Duration {
-        let drains = self.state.services.iter().flat_map(|service| &service.backends).any(is_draining);
-        if drains { TICK.max(self.swept.elapsed() * 9).min(SWEEP) } else { SWEEP }
+        let drains = self.state.backends().any(|backend| backend.drain.is_some());
+        let least = if drains { TICK } else { SWEEP };
+        least.max(self.swept.elapsed() * 9)
     }
 
     /// Brings the maps to what the state says. What fails is shown and tried again at the next tick.
@@ -376,7 +380,7 @@ impl Daemon {
 
 /// Backends that are reached by an interface without the program get their packets from the kernel.
 fn warn_of_unattached(state: &State) {
-    for backend in state.services.iter().flat_map(|service| &service.backends) {
+    for backend in state.backends() {
         let Some(hop) = backend.next_hop else { continue };
         if !state.attached.contains_key(&hop.interface) {
             let link = state.view().links.get(&hop.interface);
@@ -388,10 +392,6 @@ fn warn_of_unattached(state: &State) {
             );
         }
     }
-}
-
-fn is_draining(backend: &Backend) -> bool {
-    backend.drain.is_some()
 }
 
 /// Whoever asked may be gone.

@@ -193,7 +193,12 @@ const WRONG: u8 = 2;
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.context("cannot start").and_then(|runtime| runtime.block_on(run(Cli::parse())));
+    let outcome = runtime.context("cannot start").and_then(|runtime| {
+        let outcome = runtime.block_on(run(Cli::parse()));
+        // A sweep under way is of no use any more.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(code) => code,
         Err(error) => {

@@ -14,6 +14,13 @@ use crate::{
     state::{Room, State},
 };
 
+/// What the file held.
+#[derive(Debug)]
+pub struct Read {
+    number: u64,
+    config: Result<Config, config::Error>,
+}
+
 /// The configuration in force, and what is needed to replace it.
 pub struct Reload {
     /// When it came into force.
@@ -21,6 +28,10 @@ pub struct Reload {
     /// Why the last attempt to replace it failed.
     pub failure: Option<String>,
     config: Config,
+    /// The number of the reading that it came from.
+    number: u64,
+    /// How many times the file was to be read.
+    readings: u64,
     options: Options,
     settings: Settings,
     events: mpsc::Sender<Event>,
@@ -29,27 +40,39 @@ pub struct Reload {
 impl Reload {
     /// Nothing was reloaded yet. `settings` are kept for as long as this is.
     pub fn new(config: Config, options: Options, settings: Settings, events: mpsc::Sender<Event>) -> Self {
-        Self { loaded: Instant::now(), failure: None, config, options, settings, events }
+        Self {
+            loaded: Instant::now(),
+            failure: None,
+            config,
+            number: 0,
+            readings: 0,
+            options,
+            settings,
+            events,
+        }
     }
 
     /// Reads the file, which may be slow, and sends what came of it.
-    pub fn read(&self, answer: Option<Answer<api::Reloaded>>) -> impl Future<Output = ()> + use<> {
+    pub fn read(&mut self, answer: Option<Answer<api::Reloaded>>) -> impl Future<Output = ()> + use<> {
         let (file, events) = (self.options.file.clone(), self.events.clone());
+        self.readings += 1;
+        let number = self.readings;
         async move {
-            let Ok(read) = spawn_blocking(move || config::load(&file)).await else { return };
-            if events.send(Event::Read(Box::new(read), answer)).await.is_err() {
+            let Ok(config) = spawn_blocking(move || config::load(&file)).await else { return };
+            if events.send(Event::Read(Box::new(Read { number, config }), answer)).await.is_err() {
                 debug!("the daemon ends before the configuration is reloaded");
             }
         }
     }
 
     /// Puts what was read in force, or says why not.
-    pub fn apply(
-        &mut self,
-        read: Result<Config, config::Error>,
-        state: &mut State,
-    ) -> Result<api::Reloaded, api::Failure> {
-        let applied = read.map_err(|error| api::Failure::invalid(&error)).and_then(|config| {
+    pub fn apply(&mut self, read: Read, state: &mut State) -> Result<api::Reloaded, api::Failure> {
+        // Two readings at once may end in the wrong order; the later one has seen the newer file.
+        if read.number < self.number {
+            return Ok(api::Reloaded { warnings: Vec::new() });
+        }
+        self.number = read.number;
+        let applied = read.config.map_err(|error| api::Failure::invalid(&error)).and_then(|config| {
             let warnings = self.replace(&config, state)?;
             self.config = config;
             Ok(warnings)

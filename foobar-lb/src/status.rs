@@ -11,6 +11,7 @@ use crate::{
     model::{self, WhenEmpty},
     reload::Reload,
     state::{Backend, Drain, Service, Standing, State},
+    sweep::Flows,
 };
 
 /// Where all of it comes from.
@@ -20,7 +21,7 @@ pub struct Sources<'s> {
     /// The counters.
     pub bpf: &'s Bpf,
     /// Flows remembered on each backend, by its id, if they were counted.
-    pub flows: Option<&'s BTreeMap<u32, u64>>,
+    pub flows: Option<&'s BTreeMap<u32, Flows>>,
     /// Why the maps are not as they should be.
     pub failure: Option<&'s str>,
     /// The configuration in force.
@@ -71,7 +72,7 @@ impl Sources<'_> {
             protocol: config.key.protocol.to_string(),
             mode: "nat".to_owned(),
             slots: config.table_size,
-            slots_moving: service.table.unsettled() as u32,
+            slots_unsettled: service.table.unsettled() as u32,
             slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),
             fails_open: service.fails_open(),
             when_empty: match config.when_empty {
@@ -123,11 +124,12 @@ impl Sources<'_> {
         let Drain { since, over } = backend.drain?;
         let seconds_until = |end: Instant| end.saturating_duration_since(Instant::now()).as_secs();
         let model::Service { transition, drain_time, .. } = service.config;
-        let seen = self.flows.map(|flows| flows.get(&backend.id).copied().unwrap_or(0));
+        let flows = self.flows.map(|flows| flows.get(&backend.id).copied().unwrap_or_default());
         let last_end = service.table.last_end(backend.id, transition);
         Some(api::Drain {
             seconds: since.elapsed().as_secs(),
-            seen,
+            seen: flows.map(|flows| flows.seen),
+            closing: flows.map(|flows| flows.closing),
             silent_for_seconds: last_end.map(seconds_until),
             remaining_seconds: drain_time.filter(|_| !over).map(|limit| seconds_until(since + limit)),
             over,

@@ -53,8 +53,8 @@ pub struct Found {
     pub slots: BTreeSet<u32>,
     /// Backends that a remembered flow names, whether it was then kept or not, by id.
     pub backends: BTreeSet<u32>,
-    /// Flows that are neither over nor ending, by the id of the backend that they stay on.
-    pub alive: BTreeMap<u32, u64>,
+    /// Flows that were kept, by the id of their backend.
+    pub flows: BTreeMap<u32, Flows>,
     /// Flows that were alive on a backend that does not serve any more, by its id.
     pub repicked: BTreeMap<u32, u64>,
     /// Nothing was missed or seen twice.
@@ -63,15 +63,13 @@ pub struct Found {
     pub began: Option<Instant>,
 }
 
-/// Sweeps once; `clock` is the data path's. Returns whether backends are gone for good.
-pub fn sweep<S: Store>(
-    state: &mut State,
-    store: &mut S,
-    clock: Duration,
-    now: Instant,
-) -> Result<bool, S::Error> {
-    let found = Broom::new(state, clock, now).sweep(store)?;
-    Ok(state.settle(&found))
+/// How many flows are remembered on a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flows {
+    /// That go on.
+    pub seen: u64,
+    /// That have shown their end: of most, nothing more will come.
+    pub closing: u64,
 }
 
 /// The clock of the kernel's data path.
@@ -136,8 +134,12 @@ impl Broom {
         let place = reduce(hash(&self.hash_key, &flow.flow), service.table_size);
         found.slots.insert(service.first_slot + place);
         let keeps = has_sent_since || self.needs(flow, service, place, found);
-        if keeps && state & entry_state::ENDING == 0 {
-            *found.alive.entry(backend).or_default() += 1;
+        if keeps {
+            let flows = found.flows.entry(backend).or_default();
+            match state & entry_state::ENDING {
+                0 => flows.seen += 1,
+                _ => flows.closing += 1,
+            }
         }
         keeps
     }
@@ -149,7 +151,8 @@ impl Broom {
             return false;
         }
         if !service.serving.contains(&backend) {
-            *found.repicked.entry(backend).or_default() += 1;
+            let goes_on = state & entry_state::ENDING == 0;
+            *found.repicked.entry(backend).or_default() += u64::from(goes_on);
             return false;
         }
         service.homes.get(&place) != Some(&backend)

@@ -33,7 +33,7 @@ pub fn render(status: &Status) -> String {
 }
 
 fn render_service(service: &Service) -> String {
-    let Service { name, protocol, address, slots_moving, fails_open, when_empty, .. } = service;
+    let Service { name, protocol, address, slots_unsettled, fails_open, when_empty, .. } = service;
     let mut notes = String::new();
     if *fails_open {
         notes.push_str(", NO BACKEND ELIGIBLE: new flows go to all that are enabled");
@@ -41,8 +41,8 @@ fn render_service(service: &Service) -> String {
         write!(notes, ", NO BACKEND ELIGIBLE ({when_empty}): new flows are dropped")
             .expect("a string can be written to");
     }
-    if *slots_moving > 0 {
-        write!(notes, ", {slots_moving} slots not settled").expect("a string can be written to");
+    if *slots_unsettled > 0 {
+        write!(notes, ", {slots_unsettled} slots not settled").expect("a string can be written to");
     }
     let mut table = new_table(&[
         "backend", "address", "admin", "health", "for", "weight", "slots", "packets", "replies", "why",
@@ -69,25 +69,29 @@ fn render_service(service: &Service) -> String {
 
 /// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.
 fn render_drain(backend: &Backend) -> Option<String> {
-    let Drain { seen, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
+    let Drain { seen, closing, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
     let Backend { name, admin, repicked, eligible, .. } = backend;
     if *eligible {
         return Some(format!("{name} is {admin} and stands in, because no other backend is up\n"));
     }
     if *over {
-        return Some(format!("{name} is {admin}, its drain time is over: {repicked} flows were re-picked\n"));
+        return Some(format!(
+            "{name} is {admin} and its drain time over: {repicked} flows re-picked so far\n"
+        ));
     }
-    if (*seen, *silent_for_seconds) == (Some(0), None) {
-        return Some(format!("{name} is {admin}: no flows are left\n"));
-    }
-    let seen = seen.map_or_else(|| "flows not counted yet".to_owned(), |seen| format!("{seen} flows seen"));
+    let flows = match (seen, closing, silent_for_seconds) {
+        (Some(0), Some(0), None) => return Some(format!("{name} is {admin}: no flows are left\n")),
+        (Some(seen), Some(0), _) => format!("{seen} flows seen"),
+        (Some(seen), Some(closing), _) => format!("{seen} flows seen, {closing} closing"),
+        _ => "flows not counted yet".to_owned(),
+    };
     let silent = match silent_for_seconds {
         Some(seconds) => format!("silent ones unknown until {}", time_in(*seconds)),
         None => "no others".to_owned(),
     };
     let end = remaining_seconds
         .map_or_else(String::new, |seconds| format!("; those left are re-picked at {}", time_in(seconds)));
-    Some(format!("{name} is {admin}: {seen}, {silent}{end}\n"))
+    Some(format!("{name} is {admin}: {flows}, {silent}{end}\n"))
 }
 
 /// The time of day in so many seconds, in whole minutes and not before, with the date if it is not today's.

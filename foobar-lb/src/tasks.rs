@@ -32,7 +32,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The tasks; they end when this is dropped.
 pub struct Tasks {
     events: mpsc::Sender<Event>,
-    interfaces: Vec<String>,
     running: JoinSet<()>,
     watched: BTreeSet<IpAddr>,
     watch: Option<AbortHandle>,
@@ -41,11 +40,10 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// None yet. `interfaces` are those on which VIPs are announced.
-    pub fn new(events: mpsc::Sender<Event>, interfaces: Vec<String>) -> Self {
+    /// None yet.
+    pub fn new(events: mpsc::Sender<Event>) -> Self {
         Self {
             events,
-            interfaces,
             running: JoinSet::new(),
             watched: BTreeSet::new(),
             watch: None,
@@ -62,7 +60,7 @@ impl Tasks {
 
     /// Watches the next hops of the backends that the state has now.
     pub fn watch_network(&mut self, state: &State) {
-        let backends = state.services.iter().flat_map(|service| &service.backends);
+        let backends = state.backends();
         let targets: BTreeSet<_> = backends.map(|backend| backend.config.address.ip()).collect();
         if targets == self.watched && self.watch.is_some() {
             return;
@@ -118,7 +116,10 @@ impl Tasks {
         let vips: BTreeSet<_> = announcing.map(|service| service.config.key.address.ip()).collect();
         let new: Vec<_> = vips.difference(&self.announced).copied().collect();
         self.announced = vips;
-        let interfaces = self.interfaces.clone();
+        if new.is_empty() {
+            return;
+        }
+        let interfaces = state.attached_names();
         self.run(async move {
             if let Err(error) = announce::announce(&interfaces, &new).await {
                 warn!("VIPs are not announced: {}", chain(&error));

@@ -287,7 +287,7 @@ pub struct Interface {
 pub struct Service {
     pub name: String,
     pub slots: u32,
-    pub slots_moving: u32,
+    pub slots_unsettled: u32,
     pub packets: u64,
     pub backends: Vec<Backend>,
 }

@@ -14,7 +14,7 @@ use foobar_lb::{
     neighbour::{Link, NextHop, View},
     plan,
     state::{Room, State},
-    sweep,
+    sweep::Broom,
 };
 use foobar_lb_ebpf::{
     layout::{Interface, Slot},
@@ -162,7 +162,8 @@ impl Balancer {
     pub fn sweep(&mut self) -> Result<Swept> {
         let Self { bpf, time, state, .. } = self;
         let mut memory = Memory { bpf, time, shown: BTreeMap::new(), kept: 0 };
-        sweep::sweep(state, &mut memory, time.clock(), time.now())?;
+        let found = Broom::new(state, time.clock(), time.now()).sweep(&mut memory)?;
+        state.settle(&found);
         let Memory { shown, kept, .. } = memory;
         self.reconcile()?;
         Ok(Swept { before: shown, after: kept })

@@ -3,7 +3,9 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
+    hash::{BuildHasher, RandomState},
+    io,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -91,7 +93,8 @@ impl Flows {
     /// Shows every flow, and forgets at once those that are not to be kept: one that sent later would lose a new life.
     /// Stops and returns false if the kernel removed a flow under way so that others may have been missed.
     fn retain(&mut self, keep: &mut impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
-        let mut shown = HashSet::new();
+        // Hashes of the keys, which are many: that two are the same costs no more than another scan.
+        let (hasher, mut shown) = (RandomState::new(), HashSet::new());
         let mut over = None;
         for key in self.entries.keys() {
             let key = key.map_err(failed(self.name, "read"))?;
@@ -99,7 +102,7 @@ impl Flows {
             if let Some(over) = over.take() {
                 remove(&mut self.removal, over, self.name)?;
             }
-            if !shown.insert(key) {
+            if !shown.insert(hasher.hash_one(key)) {
                 return Ok(false);
             }
             if let Some(flow) = self.read(&key)?

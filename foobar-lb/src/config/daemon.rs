@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use foobar_lb_ebpf::layout::capacity;
 use serde_spanned::Spanned;
 
 use super::{
@@ -132,6 +133,10 @@ impl Capacity {
         check_room("slots", daemon.slots, self.slots, drafts, slots, problems);
         let backends = |draft: &Draft| draft.backends.len() as u64;
         check_room("backends", daemon.backends, self.backends, drafts, backends, problems);
+        let services = |_: &Draft| 1;
+        check_fixed_room("services", capacity::SERVICES, drafts, services, problems);
+        let prefixes = |draft: &Draft| draft.direct_prefixes() as u64;
+        check_fixed_room("prefixes in `direct`", capacity::DIRECT, drafts, prefixes, problems);
         let total = u32::try_from(drafts.iter().map(backends).sum::<u64>()).unwrap_or(u32::MAX);
         let enough = total.saturating_mul(FLOWS_PER_BACKEND).min(*FLOWS.end());
         warn_of_few("flows", daemon.flows, enough, self.flows, drafts, problems);
@@ -156,6 +161,26 @@ fn warn_of_few(
         );
         let help = format!("set `{key}` of `[daemon]` to {enough} or more");
         problems.warn(Problem::new(place, message).help(help));
+    }
+}
+
+/// Blames the first service that finds no room where the room cannot be changed.
+fn check_fixed_room(
+    what: &str,
+    available: u32,
+    drafts: &[Draft],
+    need: impl Fn(&Draft) -> u64,
+    problems: &mut Problems,
+) {
+    let mut needed = 0;
+    let without = drafts.iter().find(|draft| {
+        needed += need(draft);
+        needed > u64::from(available)
+    });
+    if let Some(without) = without {
+        let message = format!("there is room for {available} {what} in all, and here it ends");
+        let help = "leave some out, or let another balancer have them";
+        problems.error(Problem::new(without.place.clone(), message).help(help));
     }
 }
 

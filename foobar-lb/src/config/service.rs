@@ -90,6 +90,11 @@ impl Draft {
         self.name.as_ref().map_or("?", |name| name.get_ref())
     }
 
+    /// How many prefixes of direct clients it has.
+    pub(super) fn direct_prefixes(&self) -> usize {
+        self.direct.as_ref().map_or(0, Vec::len)
+    }
+
     /// The service, if nothing is absent.
     pub(super) fn build(self) -> Option<Service> {
         Some(Service {
@@ -311,8 +316,8 @@ fn read_table_size(
 ) -> Option<u32> {
     let place = section.as_ref().map_or(service.clone(), Spanned::span);
     let size = problems.read_or(section, DEFAULT_TABLE_SIZE, table_size)?;
-    let owners = backends.iter().filter(|backend| backend.weight != Some(0)).count();
-    let owners = u32::try_from(owners).expect("a file has fewer bytes than that");
+    // A weight of 0 may be changed while the daemon runs.
+    let owners = u32::try_from(backends.len()).expect("a file has fewer bytes than that");
     let enough = owners * SLOTS_PER_BACKEND;
     let what = format!("a table of {} for {}", count(size, "slot"), count(owners, "backend"));
     let help = format!("set `table_size` to {} or a larger prime", next_prime(enough));

@@ -122,6 +122,7 @@ impl Backend {
     /// The operator's word, else the configuration's; a weight of 0 drains.
     pub fn admin(&self) -> Admin {
         match self.word.admin {
+            Some(Admin::Disabled) => Admin::Disabled,
             _ if self.removed => Admin::Removed,
             Some(admin) => admin,
             None if self.weight() == 0 => Admin::Draining,
@@ -184,14 +185,14 @@ impl Service {
         endpoint(self.config.key.address, self.config.key.protocol)
     }
 
-    /// What follows for each of its backends, in their order. Where nobody is eligible, those that the configuration
-    /// has no more stand in as long as they are up: a configuration may replace them all. Without them every enabled
-    /// backend is taken, if the service is to fail open.
+    /// What follows for each of its backends, in their order. Where a configuration replaces them all, those that it has
+    /// no more stand in, if they are up, until one of the new ones has been measured. Else, if nobody is eligible and
+    /// the service is to fail open, every enabled backend is taken.
     pub fn standings(&self) -> Vec<Standing> {
         let own = |backend: &Backend| backend.eligibility(self.cold_start);
         let udp = self.config.key.protocol == Protocol::Udp;
         let nobody = !self.backends.iter().any(|backend| own(backend).new_flows);
-        let stands_in = |backend: &Backend| nobody && backend.can_stand_in();
+        let stands_in = |backend: &Backend| nobody && self.is_new() && backend.can_stand_in();
         let fail_open =
             nobody && self.config.when_empty == WhenEmpty::FailOpen && !self.backends.iter().any(stands_in);
         let standing = |backend: &Backend| {
@@ -208,10 +209,16 @@ impl Service {
         self.backends.iter().map(standing).collect()
     }
 
+    /// Whether none of its backends has been measured yet.
+    fn is_new(&self) -> bool {
+        self.backends.iter().filter(|backend| !backend.removed).all(Backend::is_unmeasured)
+    }
+
     /// Whether new flows are spread over backends that are not eligible, for want of any that is.
     pub fn fails_open(&self) -> bool {
-        let eligible =
-            |backend: &Backend| backend.eligibility(self.cold_start).new_flows || backend.can_stand_in();
+        let eligible = |backend: &Backend| {
+            backend.eligibility(self.cold_start).new_flows || self.is_new() && backend.can_stand_in()
+        };
         !self.backends.iter().any(eligible) && self.standings().iter().any(|standing| standing.eligible)
     }
 
@@ -297,6 +304,11 @@ impl State {
         self.view = view;
     }
 
+    /// The backends of all services.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.services.iter().flat_map(|service| &service.backends)
+    }
+
     /// Names of the attached interfaces.
     pub fn attached_names(&self) -> Vec<String> {
         self.attached.keys().filter_map(|index| Some(self.view.links.get(index)?.name.clone())).collect()
@@ -336,11 +348,14 @@ impl State {
         for backend in self.backends_mut() {
             backend.repicked += found.repicked.get(&backend.id).copied().unwrap_or(0);
         }
-        let Some(now) = found.began.filter(|_| found.whole) else { return false };
+        let Some(now) = found.began else { return false };
         let long_ago =
             |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= GRACE);
-        self.retired.retain(|id, since| !long_ago(since) || found.backends.contains(id));
         self.left.retain(|(_, since)| !long_ago(since));
+        if !found.whole {
+            return false;
+        }
+        self.retired.retain(|id, since| !long_ago(since) || found.backends.contains(id));
         let mut gone = false;
         for service in &mut self.services {
             let first = service.table.first();

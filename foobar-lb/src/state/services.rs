@@ -160,7 +160,7 @@ impl State {
     }
 
     fn taken_ids(&self) -> HashSet<u32> {
-        let backends = self.services.iter().flat_map(|service| &service.backends);
+        let backends = self.backends();
         backends.map(|backend| backend.id).chain(self.retired.keys().copied()).collect()
     }
 
@@ -277,7 +277,8 @@ impl Service {
             };
             self.backends.push(Backend { health_kind: kind.clone(), ..backend });
         }
-        let gone = before.into_values().map(|backend| Backend { removed: true, ..backend });
+        let gone = before.into_values();
+        let gone = gone.map(|backend| Backend { removed: true, health_kind: kind.clone(), ..backend });
         self.backends.extend(gone);
     }
 

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Service, State, Word};
+use super::{Backend, Service, State, Word};
 use crate::{
     config::nearest,
     model::{Admin, WhenEmpty},
@@ -48,28 +48,47 @@ impl State {
         let service = &mut self.services[number];
         let positions =
             backends.iter().map(|name| service.position(name)).collect::<Result<Vec<_>, Unheard>>()?;
-        for &position in &positions {
+        let mut warnings = Vec::new();
+        for position in positions {
             let backend = &mut service.backends[position];
+            let before = backend.weight();
             backend.word = change(backend.word);
+            warnings.extend(backend.warn_of_no_effect(before));
         }
-        let without_share = positions
-            .into_iter()
-            .map(|position| &service.backends[position])
-            .filter(|backend| backend.word.admin.is_none() && backend.weight() == 0)
-            .map(|backend| format!("{} gets no new flows: its weight is 0", backend.config.name));
-        Ok(without_share.chain(service.warn_if_empty()).collect())
+        warnings.extend(service.warn_if_empty());
+        Ok(warnings)
+    }
+}
+
+impl Backend {
+    /// Why what was said leaves it without new flows, where that may not be meant.
+    fn warn_of_no_effect(&self, weight_before: u16) -> Option<String> {
+        let name = &self.config.name;
+        let reweighted = self.weight() != weight_before;
+        match self.admin() {
+            Admin::Removed => Some(format!(
+                "{name} gets no new flows: the configuration has it no more; add it there and reload"
+            )),
+            Admin::Draining if self.word.admin.is_none() && !reweighted => {
+                Some(format!("{name} gets no new flows: its weight is 0"))
+            }
+            admin @ (Admin::Draining | Admin::Disabled) if reweighted && self.weight() > 0 => {
+                Some(format!("{name} is {admin}: its weight counts when it is enabled"))
+            }
+            _ => None,
+        }
     }
 }
 
 impl Service {
-    /// Backends that the configuration has no more cannot be spoken of.
+    /// Of two of the same name it is the one that the configuration has.
     fn position(&self, name: &str) -> Result<usize, Unheard> {
-        let present = |backend: &&super::Backend| !backend.removed;
-        let position =
-            self.backends.iter().position(|backend| !backend.removed && backend.config.name == name);
-        position.ok_or_else(|| {
-            let names: Vec<&str> =
-                self.backends.iter().filter(present).map(|backend| backend.config.name.as_str()).collect();
+        let found = |removed: bool| {
+            let same = |backend: &Backend| backend.removed == removed && backend.config.name == name;
+            self.backends.iter().position(same)
+        };
+        found(false).or_else(|| found(true)).ok_or_else(|| {
+            let names: Vec<&str> = self.backends.iter().map(|backend| backend.config.name.as_str()).collect();
             let help = nearest(name, &names);
             Unheard::Backend { service: self.config.name.clone(), backend: name.to_owned(), help }
         })

@@ -155,10 +155,15 @@ impl Play {
             ));
         }
         let service = self.world.service();
-        if service.backends.len() > service.config.backends.len() {
+        let standings = service.backends.iter().zip(service.standings());
+        let mut gone = standings.skip(service.config.backends.len());
+        // One that stands in for want of another may stay.
+        if gone.any(|(_, standing)| !standing.eligible) {
             return Err("a backend that was removed lingers for ever".to_owned());
         }
-        match service.config.remember == Remember::Needed && self.world.state.needs_sweep() {
+        let lingers = service.backends.len() > service.config.backends.len();
+        let forgets = service.config.remember == Remember::Needed && !lingers;
+        match forgets && self.world.state.needs_sweep() {
             true => Err("sweeps do not end".to_owned()),
             false => Ok(()),
         }

@@ -159,7 +159,10 @@ impl Reference {
             let Some(entry) = flow.entry.filter(|entry| entry.renewed <= *began) else { continue };
             if entry.is_over(&self.setting, *began) {
                 (flow.entry, flow.lapse) = (None, Some(entry.lapse()));
-            } else if *home == Some(flow.home) || !serving.has(flow.home) {
+            } else if !serving.has(flow.home) {
+                // If it is here again, that was remembered before it died.
+                (flow.entry, flow.lapse) = (None, Some(Limit::Dead));
+            } else if *home == Some(flow.home) {
                 flow.entry = None;
             }
         }
@@ -236,7 +239,8 @@ impl Reference {
     /// The flow, which was like `before`, as this packet leaves it.
     fn go_on(&self, home: u8, before: Option<Flow>, kind: Kind, sight: &Sight) -> Flow {
         let recalled = before.filter(|flow| flow.home == home).and_then(|flow| flow.entry);
-        let recalled = recalled.is_some_and(|entry| !entry.is_over(&self.setting, sight.now));
+        let serves = self.standings.iter().all(|standings| standings.serving.has(home));
+        let recalled = serves && recalled.is_some_and(|entry| !entry.is_over(&self.setting, sight.now));
         let moving = matches!(sight.slot.past, Past::Moving(_));
         let stage = match kind {
             Kind::Fin => Stage::Closing,
@@ -247,6 +251,8 @@ impl Reference {
             }
             _ => Stage::Open,
         };
+        // Nothing but memory leads past the owner of a slot that is not moving.
+        let recalled = recalled || sight.slot.owner != Some(home);
         let remembers = moving || recalled && sight.slot.past == Past::Traces;
         let holds = self.standings.iter().all(|standings| standings.holding.has(home));
         let lapse = match sight.refused {

@@ -171,7 +171,10 @@ impl Row {
         expect("reasons", format!("{:?}", self.expected_counts()), format!("{counted:?}"));
         expect("traffic", format!("{:?}", self.expected_traffic()), {
             let after = self.read_traffic(path);
-            format!("{:?}", traffic.iter().zip(after).map(|(before, after)| since(before, &after)).collect::<Vec<_>>())
+            format!(
+                "{:?}",
+                traffic.iter().zip(after).map(|(before, after)| since(before, &after)).collect::<Vec<_>>()
+            )
         });
         let mut expected = self.remembered.clone();
         let mut actual = memories(path, before);
