@@ -49,12 +49,7 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, ser
     let moving = slot.previous != TRACES;
     let entry = find(tables.conntrack(), flow);
     let alive = entry.and_then(|entry| recall(entry, kind, service, now));
-    let known = alive.filter(|known| serves(tables, known.backend));
-    if let (Kind::Ongoing(_), Some(left), None) = (kind, alive, known)
-        && left.state & entry_state::ENDING == 0
-    {
-        tables.count_repicked(left.backend);
-    }
+    let known = alive.filter(|known| stays(tables, known, kind));
     match (kind, known) {
         (Kind::Error { .. } | Kind::Opaque | Kind::Start, Some(known)) => known.backend,
         (Kind::Error { .. } | Kind::Opaque, None) if moving => slot.previous,
@@ -96,10 +91,15 @@ fn recall(entry: &Entry, kind: Kind, service: &Service, now: u64) -> Option<Reme
     if is_old || is_over { None } else { Some(known) }
 }
 
-/// Whether known flows may stay on the backend.
+/// Whether the flow may stay on its backend; one that goes on and has to leave is counted.
 #[inline(always)]
-fn serves<T: Tables>(tables: &T, backend: u32) -> bool {
-    tables.backend(backend).is_some_and(|backend| backend.flags & backend_flag::SERVES != 0)
+fn stays<T: Tables>(tables: &T, known: &Remembered, kind: Kind) -> bool {
+    let backend = tables.backend(known.backend);
+    let serves = backend.is_some_and(|backend| backend.flags & backend_flag::SERVES != 0);
+    if !serves && matches!(kind, Kind::Ongoing(_)) && known.state & entry_state::ENDING == 0 {
+        tables.count_repicked(known.backend);
+    }
+    serves
 }
 
 /// A flow begins on `backend`. An entry that is already there is overwritten in place, whatever it said.

@@ -163,7 +163,8 @@ impl Reference {
                 // If it is here again, that was remembered before it died.
                 (flow.entry, flow.lapse) = (None, Some(Limit::Dead));
             } else if *home == Some(flow.home) {
-                flow.entry = None;
+                let holds = self.standings[1].holding.has(flow.home);
+                (flow.entry, flow.lapse) = (None, (!holds).then_some(Limit::UdpSwitch));
             }
         }
     }
@@ -342,8 +343,8 @@ impl Reference {
     fn judge_another_syn(&mut self, flow: Flow, sight: &Sight) -> Result<Flow, Refutation> {
         let is_home = sight.to == Some(flow.home);
         match flow.entry {
-            Some(_) if is_home => return Ok(flow),
-            Some(_) => {
+            Some(_) if is_home && sight.known != Some(false) => return Ok(flow),
+            Some(_) if !is_home => {
                 let limit = self.excuse(&flow, Kind::Syn, sight)?;
                 self.tally.count(limit);
             }
@@ -352,7 +353,7 @@ impl Reference {
                     "a SYN was sent neither to its flow's backend nor to the owner: {flow:?}, {sight:?}"
                 ));
             }
-            None => {}
+            _ => {}
         }
         let entry = Entry::opening(sight);
         match sight.to {
