@@ -76,7 +76,7 @@ fn render_drain(backend: &Backend) -> Option<String> {
     }
     if *over {
         return Some(format!(
-            "{name} is {admin} and its drain time over: {repicked} flows re-picked so far\n"
+            "{name} is {admin}, its drain time is over: {repicked} flows re-picked so far\n"
         ));
     }
     let flows = match (seen, closing, silent_for_seconds) {

@@ -69,7 +69,7 @@ impl Backend {
             Admin::Removed => Some(format!(
                 "{name} gets no new flows: the configuration has it no more; add it there and reload"
             )),
-            Admin::Draining if self.word.admin.is_none() && !reweighted => {
+            Admin::Draining if self.word.admin.is_none() => {
                 Some(format!("{name} gets no new flows: its weight is 0"))
             }
             admin @ (Admin::Draining | Admin::Disabled) if reweighted && self.weight() > 0 => {
