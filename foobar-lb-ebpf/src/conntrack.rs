@@ -94,8 +94,11 @@ fn recall(entry: &Entry, kind: Kind, service: &Service, now: u64) -> Option<Reme
 /// Whether the flow may stay on its backend; one that goes on and has to leave is counted.
 #[inline(always)]
 fn stays<T: Tables>(tables: &T, known: &Remembered, kind: Kind) -> bool {
+    // A client that was refused may use its port again at once, and is not to be refused again.
+    let begins = kind == Kind::Start && known.state & entry_state::OPENING != 0;
+    let needed = if begins { backend_flag::ACCEPTS } else { backend_flag::SERVES };
     let backend = tables.backend(known.backend);
-    let serves = backend.is_some_and(|backend| backend.flags & backend_flag::SERVES != 0);
+    let serves = backend.is_some_and(|backend| backend.flags & needed != 0);
     if !serves && matches!(kind, Kind::Ongoing(_)) && known.state & entry_state::ENDING == 0 {
         tables.count_repicked(known.backend);
     }

@@ -179,6 +179,8 @@ pub struct NextHop {
 pub mod backend_flag {
     /// Known flows may go to it.
     pub const SERVES: u32 = 1;
+    /// So may the SYN of a flow that has sent nothing else: it is not known to be down.
+    pub const ACCEPTS: u32 = 2;
 }
 
 /// A backend, in one cache line.
