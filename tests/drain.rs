@@ -84,6 +84,30 @@ fn a_port_that_is_used_again_gets_another_backend() -> Result<()> {
 }
 
 #[test]
+fn a_port_that_a_killed_server_reset_gets_another_backend() -> Result<()> {
+    let network = Network::new("drain-killed", Arms::Two)?;
+    let [web1, _web2] = start_pair(&network)?;
+    let services = tcp_before(&[(1, 1), (2, 1)], &["transition = \"60s\""]);
+    let balancer = Balancer::serve(&network, &services)?;
+    let open = |family| open_with(&network.client, Protocol::Tcp, VIP.port(family, VIP_PORT), "web1");
+    let mut flows = [open(Family::V4)?, open(Family::V6)?];
+    for family in Family::BOTH {
+        balancer.backend(&["drain", &service_name(family, Protocol::Tcp), "web1"])?.expect(0, &[])?;
+    }
+    flows.iter_mut().try_for_each(|flow| flow.expect_answer_from("web1"))?;
+    drop(web1);
+    for (family, mut flow) in Family::BOTH.into_iter().zip(flows) {
+        let port = flow.local_address()?;
+        // The server's end came first; its kernel answers what is sent after that with a reset.
+        ensure!(flow.ask().is_err(), "a server that is gone answered");
+        flow.wait_for_reset()?;
+        drop(flow);
+        begin_again(&network, port, VIP.port(family, VIP_PORT))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn draining_the_last_backend_is_warned_of() -> Result<()> {
     let network = Network::new("drain-last", Arms::Two)?;
     let _echoes = start_pair(&network)?;
@@ -261,6 +285,11 @@ fn use_port_again(
     flow.expect_answer_from("web1")?;
     let port = flow.local_address()?;
     end(flow)?;
+    begin_again(network, port, vip)
+}
+
+/// A new flow from the port must be with `web2`.
+fn begin_again(network: &Network, port: SocketAddr, vip: SocketAddr) -> Result<()> {
     let mut flow = wait_for(EVENTUALLY, "the port to be free", || {
         Conversation::open_from(&network.client, port, Protocol::Tcp, vip).ok()
     })?;

@@ -3,7 +3,7 @@
 use crate::{
     announce,
     conntrack::{self, Conntrack},
-    flow::{HashKey, IP, Kind, Parsed, hash, reduce},
+    flow::{HashKey, IP, Kind, Parsed, Sign, hash, reduce},
     forward::{rewrite, transmit},
     headers::Side,
     layout::{
@@ -144,6 +144,9 @@ fn translate_reply<'t, T: Tables>(
         return Err(Reason::DirectClient);
     }
     check_forwardable(parsed)?;
+    if parsed.kind == Kind::Ongoing(Sign::Reset) {
+        conntrack::note_reset(tables, client, reply);
+    }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
     let next_hop = tables.route(parsed, ingress, &reply.service.address)?;

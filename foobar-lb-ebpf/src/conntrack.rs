@@ -8,7 +8,10 @@
 use crate::{
     balance::Tables,
     flow::{Kind, Sign},
-    layout::{Entry, FlowKey, NO_BACKEND, Remembered, Service, Slot, TRACES, backend_flag, entry_state},
+    layout::{
+        Endpoint, Entry, FlowKey, NO_BACKEND, Remembered, Reply, Service, Slot, TRACES, backend_flag,
+        entry_state,
+    },
     reason::Reason,
 };
 
@@ -76,6 +79,18 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, ser
     }
 }
 
+/// A backend has reset a flow, or refused one. Its client need not say so, and may use the port again.
+#[inline(always)]
+pub fn note_reset<T: Tables>(tables: &T, client: &Endpoint, reply: &Reply) {
+    let flow = FlowKey { source: *client, destination: reply.service };
+    if let Some(entry) = find(tables.conntrack(), &flow) {
+        let known = entry.load();
+        if known.backend == reply.backend {
+            entry.store(Remembered { state: entry_state::RESET, ..known }, entry.seen());
+        }
+    }
+}
+
 #[inline(always)]
 fn find<'c>(conntrack: &'c impl Conntrack, flow: &FlowKey) -> Option<&'c Entry> {
     conntrack.remembered(flow).or_else(|| conntrack.half_open(flow))
@@ -94,11 +109,8 @@ fn recall(entry: &Entry, kind: Kind, service: &Service, now: u64) -> Option<Reme
 /// Whether the flow may stay on its backend; one that goes on and has to leave is counted.
 #[inline(always)]
 fn stays<T: Tables>(tables: &T, known: &Remembered, kind: Kind) -> bool {
-    // A client that was refused may use its port again at once, and is not to be refused again.
-    let begins = kind == Kind::Start && known.state & entry_state::OPENING != 0;
-    let needed = if begins { backend_flag::ACCEPTS } else { backend_flag::SERVES };
     let backend = tables.backend(known.backend);
-    let serves = backend.is_some_and(|backend| backend.flags & needed != 0);
+    let serves = backend.is_some_and(|backend| backend.flags & backend_flag::SERVES != 0);
     if !serves && matches!(kind, Kind::Ongoing(_)) && known.state & entry_state::ENDING == 0 {
         tables.count_repicked(known.backend);
     }

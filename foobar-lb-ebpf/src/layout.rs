@@ -179,8 +179,6 @@ pub struct NextHop {
 pub mod backend_flag {
     /// Known flows may go to it.
     pub const SERVES: u32 = 1;
-    /// So may the SYN of a flow that has sent nothing else: it is not known to be down.
-    pub const ACCEPTS: u32 = 2;
 }
 
 /// A backend, in one cache line.
@@ -274,7 +272,7 @@ pub struct Entry {
 pub mod entry_state {
     /// A FIN was seen, and nothing but acknowledgements since.
     pub const CLOSING: u32 = 1;
-    /// The last packet had RST set.
+    /// The last packet had RST set, or the backend has sent a RST since.
     pub const RESET: u32 = 2;
     /// Only a SYN was seen so far.
     pub const OPENING: u32 = 4;

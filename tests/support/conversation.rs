@@ -6,11 +6,11 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::Namespace;
+use lab::{Namespace, wait_until};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::SOON;
 use super::network::Family;
+use super::{EVENTUALLY, SOON};
 
 /// So many flows do not leave out a backend by chance.
 const MANY: usize = 500;
@@ -112,6 +112,13 @@ impl Conversation {
         let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
         ensure!(kind == Some(io::ErrorKind::ConnectionReset), "not reset, but: {error:#}");
         Ok(())
+    }
+
+    /// The other side closed it already, and must reset it for what was said since.
+    pub fn wait_for_reset(&self) -> Result<()> {
+        let Self::Tcp(stream) = self else { bail!("only TCP is reset") };
+        let stream = SockRef::from(stream.get_ref());
+        wait_until(EVENTUALLY, "the reset", || stream.take_error().is_ok_and(|error| error.is_some()))
     }
 
     /// Ends it without a word to wait for: TCP sends a reset.

@@ -63,11 +63,7 @@ impl State {
     fn render_backend(&self, service: &Service, backend: &Backend, standing: Standing) -> layout::Backend {
         layout::Backend {
             endpoint: endpoint(backend.config.address, service.config.key.protocol),
-            flags: match (standing.serves, backend.health()) {
-                (false, _) => 0,
-                (true, model::Health::Down(_)) => backend_flag::SERVES,
-                (true, _) => backend_flag::SERVES | backend_flag::ACCEPTS,
-            },
+            flags: if standing.serves { backend_flag::SERVES } else { 0 },
             next_hop: backend.next_hop.map_or_else(NextHop::default, |hop| self.render_next_hop(hop)),
             subnet: self.subnet(backend.config.address.ip()),
         }

@@ -342,14 +342,7 @@ impl Reference {
     /// new one.
     fn judge_another_syn(&mut self, flow: Flow, sight: &Sight) -> Result<Flow, Refutation> {
         let is_home = sight.to == Some(flow.home);
-        let accepts = self
-            .standings
-            .iter()
-            .all(|standings| standings.serving.has(flow.home) && !standings.down.has(flow.home));
-        // A client that was refused may begin anew.
-        let anew = !accepts && flow.entry.is_some_and(|entry| entry.stage == Stage::Opening);
         match flow.entry {
-            Some(_) if anew => {}
             Some(_) if is_home && sight.known != Some(false) => return Ok(flow),
             Some(_) if !is_home => {
                 let limit = self.excuse(&flow, Kind::Syn, sight)?;
@@ -374,7 +367,6 @@ impl Reference {
                 let rival = Some((flow.home, Limit::Syn));
                 Ok(Flow { home, stage: Stage::Opening, rival, entry, last: sight.read, ..flow })
             }
-            _ if anew => Ok(Flow { entry: None, lapse: Some(Limit::Handshake), ..flow }),
             _ => Ok(flow),
         }
     }

@@ -121,8 +121,7 @@ fn moving_start() -> Vec<Row> {
         &Story::moving().image(),
         vec![
             Case("a new SYN", None, Syn, WEB2, half_open(WEB2, NOW)),
-            kept("a SYN again", half_open(WEB2, LIVE), Syn, WEB2),
-            Case("a SYN again, its backend down", half_open(WEB1, LIVE), Syn, WEB2, half_open(WEB2, NOW)),
+            kept("a SYN again", half_open(WEB1, LIVE), Syn, WEB1),
             kept("a SYN of an established flow", established(WEB1, LIVE), Syn, WEB1),
             kept("a SYN of an adopted flow", adopted(WEB1, LIVE), Syn, WEB1),
             Case("a SYN of a closing flow", closing(WEB1, LIVE), Syn, WEB2, begun(name::ESTABLISHED, WEB2)),
@@ -196,8 +195,7 @@ fn traces_start() -> Vec<Row> {
         &Story::traces().image(),
         vec![
             Case("a new SYN", None, Syn, WEB2, None),
-            kept("a SYN again", half_open(WEB2, LIVE), Syn, WEB2),
-            Case("a SYN again, its backend down", half_open(WEB1, LIVE), Syn, WEB2, None),
+            kept("a SYN again", half_open(WEB1, LIVE), Syn, WEB1),
             kept("a SYN of an established flow", established(WEB1, LIVE), Syn, WEB1),
             Case("a SYN of a closing flow", closing(WEB1, LIVE), Syn, WEB2, None),
             Case("a SYN of an idle flow", established(WEB1, IDLE), Syn, WEB2, None),

@@ -20,7 +20,10 @@ pub fn rows() -> Vec<Row> {
             Case("a packet of a closed flow", closing(WEB2, LATE), Ack, WEB1, established(WEB1, NOW)),
         ],
     );
-    rows.into_iter().chain([last_ack_in_ipv6(), last_ack_with_ip_options()]).collect()
+    rows.into_iter()
+        .chain([last_ack_in_ipv6(), last_ack_with_ip_options()])
+        .chain(Family::BOTH.into_iter().flat_map(resets_of_backends))
+        .collect()
 }
 
 fn end(known: Known) -> Known {
@@ -42,4 +45,29 @@ fn last_ack(name: &str, request: Datagram) -> Row {
     reaches(name.to_owned(), &Story::moving().image(), &request, WEB2)
         .knowing(remembered(known(LIVE), &request))
         .remembering(remembered(known(NOW), &request))
+}
+
+fn resets_of_backends(family: Family) -> [Row; 5] {
+    let ended = |map| Some(Known { map, backend: WEB1, state: entry_state::RESET, age: LIVE });
+    [
+        reset_by_backend("a flow that is not remembered", family, None, None),
+        reset_by_backend("a half-open flow", family, half_open(WEB1, LIVE), ended(name::HALF_OPEN)),
+        reset_by_backend("an established flow", family, established(WEB1, LIVE), ended(name::ESTABLISHED)),
+        reset_by_backend("an adopted flow", family, adopted(WEB1, LIVE), ended(name::ADOPTED)),
+        reset_by_backend("another's flow", family, established(WEB2, LIVE), established(WEB2, LIVE)),
+    ]
+}
+
+/// The first backend resets a flow: its client may say nothing more, and begin another from the same port.
+fn reset_by_backend(what: &str, family: Family, known: Option<Known>, after: Option<Known>) -> Row {
+    let request = Datagram::request(family, Ack);
+    let reply = Datagram::reply(family, Rst);
+    let out = reply.clone().returning(leaving(CLIENT_SIDE, CLIENT)).frame();
+    let traffic = (id(WEB1, family, Protocol::Tcp), Side::Source);
+    let verdict = Verdict::Redirect(CLIENT_SIDE.index);
+    let (name, image) = (format!("moving: the backend's RST of {what}, {family:?}"), Story::moving().image());
+    let mut row = Row::translates(name, image, BACKEND_SIDE.index, reply.frame(), out, verdict, traffic);
+    row.known.extend(known.map(|known| remembered(known, &request)));
+    row.remembered.extend(after.map(|after| remembered(after, &request)));
+    row
 }
