@@ -3,13 +3,14 @@
 use network_types::{arp::ArpHdr, ip::Ipv6Hdr};
 
 use crate::{
-    balance::Tables,
     checksum::Change,
     flow::IP,
-    headers::{Ethernet, ICMPV6, Icmp, LinkOption, Target, ether_type},
+    headers::{Ethernet, Icmp, LinkOption, Target, ether_type},
+    ip::ICMPV6,
     layout::{Address, Interface, address_flag, mapped},
     packet::Frame,
     reason::Reason,
+    tables::Tables,
 };
 
 const ICMP_AT: u32 = IP + size_of::<Ipv6Hdr>() as u32;
@@ -113,7 +114,7 @@ fn advertise(frame: &mut Frame<'_>, target: &Address, interface: &Interface) -> 
 #[inline(always)]
 fn send_back(frame: &mut Frame<'_>, interface: &Interface) -> Result<(), Reason> {
     let ethernet = frame.at_mut::<Ethernet>(0)?;
-    ethernet.destination = ethernet.source;
+    ethernet.turn_back();
     ethernet.source = interface.mac;
     Err(Reason::Announced)
 }

@@ -2,106 +2,143 @@
 
 use crate::{
     announce,
-    conntrack::{self, Conntrack},
-    flow::{HashKey, IP, Kind, Parsed, Sign, hash, reduce},
-    forward::{rewrite, transmit},
+    complain::complain,
+    conntrack, echo,
+    flow::{IP, Kind, Parsed, Sign, hash, reduce},
+    forward::{Hop, rewrite, transmit},
+    fragment,
     headers::Side,
     layout::{
-        Address, Backend, Endpoint, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service, Slot, UDP,
-        address_flag,
+        Address, Backend, Endpoint, FlowKey, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel, UDP,
+        address_flag, mode,
     },
+    mss,
     packet::{Frame, Packet},
     reason::{Action, Reason, Verdict},
+    tables::Tables,
+    tunnel::{Way, encapsulate},
 };
 
-/// What the data path asks of its maps and of the kernel; `layout` says what each map holds.
-pub trait Tables {
-    /// Where it keeps remembered flows.
-    type Conntrack: Conntrack;
-
-    /// Remembered flows.
-    fn conntrack(&self) -> &Self::Conntrack;
-    /// The key of the flow hash.
-    fn hash_key(&self) -> &HashKey;
-    /// The service of clients' packets to this end.
-    fn service(&self, destination: &Endpoint) -> Option<&Service>;
-    /// What packets from this end are rewritten to.
-    fn reply(&self, source: &Endpoint) -> Option<&Reply>;
-    /// Bits of [`address_flag`]; 0 for an address of no interest.
-    fn address_flags(&self, address: &Address) -> u32;
-    /// Whether the client is in this list of direct clients.
-    fn is_direct(&self, list: u32, client: &Address) -> bool;
-    /// A slot of the arena.
-    fn slot(&self, index: u32) -> Option<Slot>;
-    /// A backend.
-    fn backend(&self, id: u32) -> Option<&Backend>;
-    /// An attached interface.
-    fn interface(&self, index: u32) -> Option<&Interface>;
-    /// The kernel's way to a client. `Ok(None)`: the kernel has to resolve a neighbour first.
-    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address) -> Result<Option<NextHop>, Reason>;
-
-    /// Nanoseconds of a clock that never goes back.
-    fn now(&self) -> u64;
-
-    /// Counts a frame of this many bytes under a reason.
-    fn count(&self, reason: Reason, bytes: u64);
-    /// Counts a frame of this many bytes towards (`Destination`) or from (`Source`) a backend.
-    fn count_traffic(&self, backend: u32, side: Side, bytes: u64);
-    /// Counts a remembered flow that leaves its backend, which does not serve any more.
-    fn count_repicked(&self, backend: u32);
-}
-
-/// Decides what becomes of a packet, and rewrites it if it is to go on.
+/// Decides what becomes of a packet, and makes it what it is to be when it goes on.
 #[inline(always)]
 pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let ingress = packet.ingress();
-    let mut frame = packet.frame();
-    let reason = match try_balance(&mut frame, tables, ingress) {
-        Ok(verdict) => return verdict,
+    match decide(packet, tables) {
+        Decision::Verdict(verdict) => verdict,
+        Decision::Complain(reason, mtu) => complain(packet, tables, reason, mtu),
+    }
+}
+
+/// What becomes of a packet.
+pub enum Decision {
+    /// This, and it is ready for it.
+    Verdict(Verdict),
+    /// Its sender is to be told why it does not go on, and how large an IP packet may be, bytes.
+    Complain(Reason, u32),
+}
+
+/// [`balance`] but for the complaint.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
+    let mut parsed = Parsed::new();
+    let reason = match try_balance(packet, tables, &mut parsed) {
+        Ok(verdict) => return Decision::Verdict(verdict),
         Err(reason) => reason,
     };
-    tables.count(reason, frame.len());
-    match reason.action() {
+    tables.count(reason, parsed.frame_length(&packet.frame()));
+    Decision::Verdict(match reason.action() {
         Action::Pass | Action::Forward => Verdict::Pass,
         Action::Drop => Verdict::Drop,
         Action::Answer => Verdict::Transmit,
-    }
+        Action::Complain => return Decision::Complain(reason, parsed.mtu),
+    })
 }
 
 #[inline(always)]
-fn try_balance<T: Tables>(frame: &mut Frame<'_>, tables: &T, ingress: u32) -> Result<Verdict, Reason> {
-    let mut parsed = Parsed::new();
-    let readable = parsed.parse(frame);
-    if parsed.kind == Kind::Opaque {
-        return pass_or_answer(frame, tables, ingress, readable, &parsed);
+fn try_balance<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    parsed: &mut Parsed,
+) -> Result<Verdict, Reason> {
+    let ingress = packet.ingress();
+    let readable = parsed.parse(packet);
+    if readable.is_ok() {
+        fragment::recall_ports(parsed, tables);
     }
-    let Translation { side, to, backend, next_hop, remark } = match find_service(&parsed, tables) {
-        Some(service) => translate_request(&parsed, service, tables)?,
+    if parsed.kind == Kind::Opaque {
+        return pass_or_answer(&mut packet.frame(), tables, ingress, readable, parsed);
+    }
+    let mut hop = Hop::default();
+    let Translation { means, mss, backend, remark } = match find_service(parsed, tables) {
+        Some(service) => translate_request(parsed, service, tables, &mut hop)?,
         None => match tables.reply(&parsed.flow.source) {
-            Some(reply) => translate_reply(&parsed, ingress, reply, tables)?,
-            None => return Err(unmatched(&parsed, tables)),
+            Some(reply) => translate_reply(parsed, ingress, reply, tables, &mut hop)?,
+            None => return Err(unmatched(parsed, tables)),
         },
     };
-    let bytes = frame.len();
-    rewrite(frame, &parsed, side, to)?;
-    tables.count_traffic(backend, side, bytes);
+    fragment::remember_ports(parsed, tables);
+    let frame = packet.frame();
+    let bytes = parsed.frame_length(&frame);
+    tables.count_traffic(backend, means.side(), bytes);
     if let Some(remark) = remark {
         tables.count(remark, bytes);
     }
-    // The kernel takes its own hop from the TTL.
-    let next_hop = next_hop.ok_or(Reason::HandedToKernel)?;
-    parsed.family.decrement_hops(frame, IP)?;
-    transmit(frame, &next_hop, ingress)
+    if mss != 0 && mss::concerns(&frame, parsed) {
+        packet.clamp_mss(parsed.ip.next, mss as u16);
+    }
+    let mut frame = packet.frame();
+    // The kernel takes its own hop from the TTL that it finds.
+    if hop.is_known() || matches!(means, Means::Encapsulate(_)) {
+        parsed.family.decrement_hops(&mut frame, IP)?;
+    }
+    match means {
+        Means::Rewrite(side, to) => rewrite(&mut frame, parsed, side, to)?,
+        Means::Encapsulate(way) => encapsulate(packet, parsed, &way)?,
+        Means::Keep => {}
+    }
+    if !hop.is_known() {
+        return Err(Reason::HandedToKernel);
+    }
+    transmit(&mut packet.frame(), &hop, ingress)
 }
 
 /// What a packet is turned into.
 struct Translation<'t> {
-    side: Side,
-    to: &'t Endpoint,
+    means: Means<'t>,
+    /// The largest TCP segment that it may ask for; 0: any.
+    mss: u32,
     backend: u32,
-    next_hop: Option<NextHop>,
     /// What the operator should know of it all the same.
     remark: Option<Reason>,
+}
+
+/// How it gets to where it is to go.
+enum Means<'t> {
+    /// One end of it is replaced.
+    Rewrite(Side, &'t Endpoint),
+    /// It gets outer headers.
+    Encapsulate(Way<'t>),
+    /// It stays as it is.
+    Keep,
+}
+
+impl Means<'_> {
+    /// Which end of it the backend is.
+    #[inline(always)]
+    fn side(&self) -> Side {
+        match self {
+            Self::Rewrite(side, _) => *side,
+            Self::Encapsulate(_) | Self::Keep => Side::Destination,
+        }
+    }
+
+    /// Bytes that the packet grows by.
+    #[inline(always)]
+    fn overhead(&self) -> u32 {
+        match self {
+            Self::Encapsulate(way) => way.overhead(),
+            Self::Rewrite(..) | Self::Keep => 0,
+        }
+    }
 }
 
 #[inline(always)]
@@ -112,17 +149,31 @@ fn find_service<'t, T: Tables>(parsed: &Parsed, tables: &'t T) -> Option<&'t Ser
 /// A client's packet, or an ICMP error about what the client was sent, goes to a backend.
 #[inline(always)]
 fn translate_request<'t, T: Tables>(
-    parsed: &Parsed,
+    parsed: &mut Parsed,
     service: &Service,
     tables: &'t T,
+    hop: &mut Hop,
 ) -> Result<Translation<'t>, Reason> {
-    check_forwardable(parsed)?;
-    let id = select_backend(parsed, service, tables)?;
+    check_hops(parsed)?;
+    let (hash, id) = if service.has_affinity() {
+        select_backend(&service.common(&parsed.flow), parsed.kind.of_source(), service, tables)?
+    } else {
+        select_backend(&parsed.flow, parsed.kind, service, tables)?
+    };
     let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
-    let next_hop = find_next_hop(parsed, &backend.next_hop)?;
-    let past = shares_subnet(&parsed.flow.source.address, backend);
+    let means = match service.mode {
+        mode::DSR => Means::Keep,
+        mode::TUNNEL => {
+            let known = |tunnel: &&Tunnel| !tunnel.source.is_unspecified();
+            let tunnel = tables.tunnel(id).filter(known).ok_or(Reason::Unresolved)?;
+            Means::Encapsulate(Way { tunnel, backend: &backend.endpoint.address, hash })
+        }
+        _ => Means::Rewrite(Side::Destination, &backend.endpoint),
+    };
+    *hop = find_next_hop(parsed, &backend.next_hop, &means)?;
+    let past = matches!(means, Means::Rewrite(..)) && shares_subnet(&parsed.flow.source.address, backend);
     let remark = past.then_some(Reason::ClientOnBackendSubnet);
-    Ok(Translation { side: Side::Destination, to: &backend.endpoint, backend: id, next_hop, remark })
+    Ok(Translation { means, mss: service.mss, backend: id, remark })
 }
 
 /// A backend's packet to a client of the service gets the service's address.
@@ -132,6 +183,7 @@ fn translate_reply<'t, T: Tables>(
     ingress: u32,
     reply: &'t Reply,
     tables: &'t T,
+    hop: &mut Hop,
 ) -> Result<Translation<'t>, Reason> {
     let client = &parsed.flow.destination;
     if tables.address_flags(&client.address) & address_flag::LOCAL != 0 {
@@ -143,49 +195,50 @@ fn translate_reply<'t, T: Tables>(
     if reply.direct != 0 && tables.is_direct(reply.direct, &client.address) {
         return Err(Reason::DirectClient);
     }
-    check_forwardable(parsed)?;
+    check_hops(parsed)?;
     if parsed.kind == Kind::Ongoing(Sign::Reset) {
         conntrack::note_reset(tables, client, reply);
     }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
-    let next_hop = tables.route(parsed, ingress, &reply.service.address)?;
-    Ok(Translation { side: Side::Source, to: &reply.service, backend: reply.backend, next_hop, remark })
+    tables.route(parsed, ingress, &reply.service.address, hop)?;
+    let means = Means::Rewrite(Side::Source, &reply.service);
+    Ok(Translation { means, mss: reply.mss, backend: reply.backend, remark })
 }
 
 #[inline(always)]
-fn check_forwardable(parsed: &Parsed) -> Result<(), Reason> {
-    if parsed.ip.fragment {
-        return Err(Reason::Fragment);
-    }
-    if parsed.ip.hops <= 1 {
-        return Err(Reason::HopLimit);
-    }
-    Ok(())
+fn check_hops(parsed: &Parsed) -> Result<(), Reason> {
+    if parsed.ip.hops <= 1 { Err(Reason::HopLimit) } else { Ok(()) }
 }
 
-/// Flow -> slot -> owner; remembered flows matter only where the slot says so.
+/// Flow -> slot -> owner; remembered flows matter only where the slot says so. The flow's hash, and the backend.
 #[inline(always)]
-fn select_backend<T: Tables>(parsed: &Parsed, service: &Service, tables: &T) -> Result<u32, Reason> {
-    let index = service.first_slot + reduce(hash(tables.hash_key(), &parsed.flow), service.slots);
+fn select_backend<T: Tables>(
+    flow: &FlowKey,
+    kind: Kind,
+    service: &Service,
+    tables: &T,
+) -> Result<(u64, u32), Reason> {
+    let hash = hash(tables.hash_key(), flow);
+    let index = service.first_slot + reduce(hash, service.slots);
     let slot = tables.slot(index).ok_or(Reason::NoBackend)?;
-    let id = if slot.previous == SETTLED {
-        slot.owner
-    } else {
-        conntrack::follow(tables, &parsed.flow, parsed.kind, slot, service)
-    };
-    if id == NO_BACKEND { Err(Reason::NoBackend) } else { Ok(id) }
+    let id =
+        if slot.previous == SETTLED { slot.owner } else { tables.follow(flow, kind, slot, service.idle) };
+    if id == NO_BACKEND { Err(Reason::NoBackend) } else { Ok((hash, id)) }
 }
 
-/// The backend's next hop, if it is known and the packet fits; the kernel fragments what may be fragmented.
+/// The backend's next hop, if it is known and the packet fits; the kernel fragments what may be fragmented. Of a packet
+/// that keeps the VIP as its destination the kernel does not know where it is to go.
 #[inline(always)]
-fn find_next_hop(parsed: &Parsed, next_hop: &NextHop) -> Result<Option<NextHop>, Reason> {
-    if next_hop.interface == 0 {
-        return Ok(None);
+fn find_next_hop(parsed: &mut Parsed, next_hop: &NextHop, means: &Means<'_>) -> Result<Hop, Reason> {
+    let hop = Hop::to(next_hop);
+    if !hop.is_known() {
+        return if matches!(means, Means::Rewrite(..)) { Ok(hop) } else { Err(Reason::Unresolved) };
     }
-    match u32::from(parsed.ip.length) <= next_hop.mtu {
-        true => Ok(Some(*next_hop)),
-        false if parsed.ip.may_fragment => Ok(None),
+    parsed.mtu = next_hop.mtu.saturating_sub(means.overhead());
+    match u32::from(parsed.ip.length) <= parsed.mtu {
+        true => Ok(hop),
+        false if parsed.ip.may_fragment && matches!(means, Means::Rewrite(..)) => Ok(Hop::default()),
         false => Err(Reason::TooBig),
     }
 }
@@ -206,10 +259,11 @@ fn pass_or_answer<T: Tables>(
     readable: Result<(), Reason>,
     parsed: &Parsed,
 ) -> Result<Verdict, Reason> {
-    if matches!(readable, Ok(()) | Err(Reason::NotIp)) {
+    if matches!(readable, Ok(()) | Err(Reason::NotIp | Reason::NotForService)) {
         announce::answer(frame, tables, ingress)?;
     }
     readable?;
+    echo::answer(frame, tables, parsed)?;
     Err(unmatched(parsed, tables))
 }
 
@@ -218,7 +272,19 @@ fn pass_or_answer<T: Tables>(
 #[inline(always)]
 fn unmatched<T: Tables>(parsed: &Parsed, tables: &T) -> Reason {
     let flags = tables.address_flags(&parsed.flow.destination.address);
-    if flags & address_flag::VIP == 0 || flags & address_flag::LOCAL != 0 {
+    // Of what the kernel has opened from the VIP itself it gets the answers.
+    let to_port = match parsed.kind {
+        Kind::Start => true,
+        Kind::Ongoing(_) => flags & address_flag::LOCAL == 0,
+        Kind::Error { .. } | Kind::Opaque => false,
+    };
+    if flags & address_flag::VIP == 0 {
+        Reason::NotForService
+    } else if to_port && flags & address_flag::REJECT != 0 {
+        Reason::Rejected
+    } else if to_port && flags & address_flag::DROP != 0 {
+        Reason::NoService
+    } else if flags & address_flag::LOCAL != 0 {
         Reason::NotForService
     } else if parsed.ip.fragment {
         Reason::Fragment

@@ -34,6 +34,28 @@ impl Change {
         Self(self.0 + u64::from(!u16::from_ne_bytes(old)) + u64::from(u16::from_ne_bytes(new)))
     }
 
+    /// Four bytes came in at an even offset.
+    #[inline(always)]
+    pub fn added(self, word: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(u32::from_ne_bytes(word)))
+    }
+
+    /// An address came in at an even offset. The prefix of a mapped one adds all ones, which is zero here.
+    #[inline(always)]
+    pub fn added_address(mut self, address: &Address) -> Self {
+        let (words, _) = address.0.as_chunks::<4>();
+        for word in words {
+            self = self.added(*word);
+        }
+        self
+    }
+
+    /// The checksum of all that came in, and of nothing else.
+    #[inline(always)]
+    pub fn finish(self) -> [u8; 2] {
+        (!fold(self.0)).to_ne_bytes()
+    }
+
     /// The checksum after the change: HC' = ~(~HC + ~m + m'), RFC 1624 equation 3.
     #[inline(always)]
     pub fn apply(self, check: [u8; 2]) -> [u8; 2] {

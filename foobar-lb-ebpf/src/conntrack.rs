@@ -6,13 +6,12 @@
 //! owner. The rule for each case is in [`follow`], the reasons are in `ARCHITECTURE.md`.
 
 use crate::{
-    balance::Tables,
     flow::{Kind, Sign},
     layout::{
-        Endpoint, Entry, FlowKey, NO_BACKEND, Remembered, Reply, Service, Slot, TRACES, backend_flag,
-        entry_state,
+        Endpoint, Entry, FlowKey, NO_BACKEND, Remembered, Reply, Slot, TRACES, backend_flag, entry_state,
     },
     reason::Reason,
+    tables::Tables,
 };
 
 /// Where flows are remembered.
@@ -45,13 +44,13 @@ pub fn is_over(state: u32, idle: u64, silent: u64) -> bool {
     silent > if brief { idle.min(BRIEF_IDLE) } else { idle }
 }
 
-/// The backend of a packet whose slot is not settled.
+/// The backend of a packet whose slot is not settled. `idle` is its service's limit of silence, nanoseconds.
 #[inline(always)]
-pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, service: &Service) -> u32 {
+pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32 {
     let now = tables.now();
     let moving = slot.previous != TRACES;
     let entry = find(tables.conntrack(), flow);
-    let alive = entry.and_then(|entry| recall(entry, kind, service, now));
+    let alive = entry.and_then(|entry| recall(entry, kind, idle, now));
     let known = alive.filter(|known| stays(tables, known, kind));
     match (kind, known) {
         (Kind::Error { .. } | Kind::Opaque | Kind::Start, Some(known)) => known.backend,
@@ -98,11 +97,11 @@ fn find<'c>(conntrack: &'c impl Conntrack, flow: &FlowKey) -> Option<&'c Entry> 
 
 /// What is remembered of a flow, if it is alive for this kind of packet.
 #[inline(always)]
-fn recall(entry: &Entry, kind: Kind, service: &Service, now: u64) -> Option<Remembered> {
+fn recall(entry: &Entry, kind: Kind, idle: u64, now: u64) -> Option<Remembered> {
     let known = entry.load();
     // A client may use the port of a flow that it has closed again.
     let is_old = known.state & entry_state::ENDING != 0 && kind == Kind::Start;
-    let is_over = is_over(known.state, service.idle, now.saturating_sub(entry.seen()));
+    let is_over = is_over(known.state, idle, now.saturating_sub(entry.seen()));
     if is_old || is_over { None } else { Some(known) }
 }
 

@@ -3,9 +3,10 @@
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
-    headers::{Ethernet, Family, Icmp, Ip, Ports, Side, ether_type},
+    headers::{Ethernet, Icmp, Ports, Side, ether_type},
+    ip::{Family, Ip},
     layout::{Address, Endpoint, FlowKey, TCP, UDP},
-    packet::Frame,
+    packet::{Frame, Packet},
     reason::Reason,
 };
 
@@ -40,6 +41,40 @@ pub enum Sign {
     Reset,
 }
 
+impl Kind {
+    /// What the packet of a flow is to its source: neither its beginning nor its end is that of the source.
+    #[inline(always)]
+    pub const fn of_source(self) -> Self {
+        match self {
+            Self::Start | Self::Ongoing(_) => Self::Ongoing(Sign::Data),
+            Self::Error { .. } | Self::Opaque => self,
+        }
+    }
+
+    /// As a number. To remembered flows an error is as opaque as a packet without ports.
+    #[inline(always)]
+    pub const fn to_word(self) -> u32 {
+        match self {
+            Self::Start => 0,
+            Self::Ongoing(sign) => 1 + sign as u32,
+            Self::Error { .. } | Self::Opaque => 5,
+        }
+    }
+
+    /// The kind of a number.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Start,
+            1 => Self::Ongoing(Sign::Data),
+            2 => Self::Ongoing(Sign::Acknowledgement),
+            3 => Self::Ongoing(Sign::Fin),
+            4 => Self::Ongoing(Sign::Reset),
+            _ => Self::Opaque,
+        }
+    }
+}
+
 /// A packet, parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct Parsed {
@@ -52,10 +87,17 @@ pub struct Parsed {
     pub family: Family,
     /// The rest of the IP header.
     pub ip: Ip,
+    /// Largest IP packet that would have fitted, in bytes; set where this one is too big.
+    pub mtu: u32,
 }
 
 /// Offset of the IP header.
 pub const IP: u32 = size_of::<Ethernet>() as u32;
+
+/// Hop-by-hop options, those for the destination, the fragment and the authentication header (RFC 8200, 4.1).
+pub const MOST_EXTENSIONS: u32 = 4;
+/// Errors matter to those whose packets are too big, which are fragments.
+const QUOTED_EXTENSIONS: u32 = 1;
 
 impl Parsed {
     /// Nothing yet. The caller owns the place: a copy of this size would cost much of the kernel's 512 bytes
@@ -68,42 +110,70 @@ impl Parsed {
             kind: Kind::Opaque,
             family: Family::V4,
             ip: Ip::default(),
+            mtu: 0,
         }
     }
 
-    /// Reads a frame as far as its flow. One that is cut short behind its IP header stays opaque.
+    /// Reads a packet as far as its flow. One that is cut short behind its IP header stays opaque.
     #[inline(always)]
-    pub fn parse(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
-        self.family = match frame.at::<Ethernet>(0)?.ether_type {
+    pub fn parse<P: Packet>(&mut self, packet: &mut P) -> Result<(), Reason> {
+        let frame = packet.frame();
+        let ethernet = frame.at::<Ethernet>(0)?;
+        let to_many = ethernet.is_to_many();
+        self.family = match ethernet.ether_type {
             ether_type::IPV4 => Family::V4,
             ether_type::IPV6 => Family::V6,
             _ => return Err(Reason::NotIp),
         };
-        self.ip = self.family.read(frame, IP)?;
-        self.family.address(frame, IP, Side::Source, &mut self.flow.source.address)?;
-        self.family.address(frame, IP, Side::Destination, &mut self.flow.destination.address)?;
+        self.ip = self.family.read(&frame, IP)?;
+        self.family.address(&frame, IP, Side::Source, &mut self.flow.source.address)?;
+        self.family.address(&frame, IP, Side::Destination, &mut self.flow.destination.address)?;
+        if self.family.has_extension(&self.ip) {
+            packet.beyond(self.ip.next, self.ip.protocol, MOST_EXTENSIONS).apply(&mut self.ip);
+        }
+        // What was sent to many is neither forwarded nor complained of (RFC 1812, 5.3.4 and 4.3.2.7).
+        if to_many {
+            return Err(Reason::NotForService);
+        }
         if !self.ip.first {
             return Ok(());
         }
         match self.ip.protocol {
-            TCP | UDP => self.parse_transport(frame),
-            protocol if protocol == self.family.icmp() => self.parse_icmp(frame),
+            TCP | UDP => self.parse_transport(&packet.frame()),
+            protocol if protocol == self.family.icmp() => self.parse_icmp(packet),
             _ => Ok(()),
         }
+    }
+
+    /// Bytes of its frame, which may need several buffers; asking the kernel would cost as much as a look-up.
+    #[inline(always)]
+    pub fn frame_length(&self, frame: &Frame<'_>) -> u64 {
+        frame.len().max(u64::from(IP + u32::from(self.ip.length)))
     }
 
     /// The whole transport header must be there: one that is cut short is not rewritten.
     #[inline(always)]
     fn parse_transport(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
-        let kind = match self.ip.protocol {
-            TCP => frame.at::<TcpHdr>(self.ip.next).map(|tcp| self.tcp_kind(tcp)),
-            _ => frame.at::<UdpHdr>(self.ip.next).map(|_| Kind::Ongoing(Sign::Data)),
-        };
-        let (Ok(kind), Ok(ports)) = (kind, frame.at::<Ports>(self.ip.next)) else { return Ok(()) };
-        self.kind = kind;
-        set_ports(&mut self.flow.source, ports.source, self.ip.protocol);
-        set_ports(&mut self.flow.destination, ports.destination, self.ip.protocol);
+        let at = self.ip.next;
+        if self.ip.protocol == TCP {
+            let Ok(tcp) = frame.at::<TcpHdr>(at) else { return Ok(()) };
+            self.kind = self.tcp_kind(tcp);
+            self.set_ports(tcp.source, tcp.dest, TCP);
+        } else {
+            let Ok(udp) = frame.at::<UdpHdr>(at) else { return Ok(()) };
+            self.kind = Kind::Ongoing(Sign::Data);
+            self.set_ports(udp.src, udp.dst, UDP);
+        }
         Ok(())
+    }
+
+    /// The ports of its flow, and what they are of.
+    #[inline(always)]
+    pub fn set_ports(&mut self, source: [u8; 2], destination: [u8; 2], protocol: u8) {
+        for (end, port) in [(&mut self.flow.source, source), (&mut self.flow.destination, destination)] {
+            end.port = port;
+            end.protocol = protocol;
+        }
     }
 
     #[inline(always)]
@@ -126,23 +196,27 @@ impl Parsed {
     /// An ICMP error belongs to the flow of the packet it quotes. One that was not sent to
     /// that packet's source is forged, and stays opaque.
     #[inline(always)]
-    fn parse_icmp(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
+    fn parse_icmp<P: Packet>(&mut self, packet: &mut P) -> Result<(), Reason> {
+        let frame = packet.frame();
         let quoted = self.ip.next + size_of::<Icmp>() as u32;
         match frame.at::<Icmp>(self.ip.next) {
             Ok(icmp) if self.family.quotes(icmp.type_) => {}
             _ => return Ok(()),
         }
-        let Ok(inner) = self.family.read(frame, quoted) else { return Ok(()) };
+        let Ok(mut inner) = self.family.read(&frame, quoted) else { return Ok(()) };
+        if self.family.has_extension(&inner) {
+            packet.beyond(inner.next, inner.protocol, QUOTED_EXTENSIONS).apply(&mut inner);
+        }
+        let frame = packet.frame();
         let Ok(ports) = frame.at::<Ports>(inner.next) else { return Ok(()) };
         let to_sender =
-            self.family.has_address(frame, quoted, Side::Source, &self.flow.destination.address)?;
+            self.family.has_address(&frame, quoted, Side::Source, &self.flow.destination.address)?;
         if !inner.first || !matches!(inner.protocol, TCP | UDP) || !to_sender {
             return Ok(());
         }
-        self.family.address(frame, quoted, Side::Destination, &mut self.flow.source.address)?;
+        self.family.address(&frame, quoted, Side::Destination, &mut self.flow.source.address)?;
         self.kind = Kind::Error { quoted, transport: inner.next };
-        set_ports(&mut self.flow.source, ports.destination, inner.protocol);
-        set_ports(&mut self.flow.destination, ports.source, inner.protocol);
+        self.set_ports(ports.destination, ports.source, inner.protocol);
         Ok(())
     }
 }
@@ -151,12 +225,6 @@ impl Default for Parsed {
     fn default() -> Self {
         Self::new()
     }
-}
-
-#[inline(always)]
-fn set_ports(end: &mut Endpoint, port: [u8; 2], protocol: u8) {
-    end.port = port;
-    end.protocol = protocol;
 }
 
 /// The key of the flow hash: one word for each word of a flow.
@@ -208,10 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        layout::mapped,
-        packet::{Buffer, Packet},
-    };
+    use crate::{layout::mapped, packet::Buffer};
 
     fn flow(client: u32, port: u16) -> FlowKey {
         FlowKey {
@@ -268,7 +333,7 @@ mod tests {
             }
             let mut parsed = Parsed::new();
             let length = bytes.len() as u32;
-            let parses = parsed.parse(&Buffer { bytes: &mut bytes, ingress: 1 }.frame()).is_ok();
+            let parses = parsed.parse(&mut Buffer { bytes, ingress: 1 }).is_ok();
             prop_assert!(!parses || length >= IP + 20);
             if let Kind::Error { quoted, transport } = parsed.kind {
                 prop_assert!(quoted < transport && transport < length);

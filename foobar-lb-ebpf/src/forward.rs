@@ -5,7 +5,8 @@ use network_types::{tcp::TcpHdr, udp::UdpHdr};
 use crate::{
     checksum::Change,
     flow::{IP, Kind, Parsed},
-    headers::{Ethernet, Family, Icmp, Ports, Side},
+    headers::{Ethernet, Icmp, Macs, Ports, Side, UDP_LENGTH},
+    ip::Family,
     layout::{Address, Endpoint, NextHop, TCP},
     packet::Frame,
     reason::{Reason, Verdict},
@@ -20,11 +21,14 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint
     };
     match parsed.kind {
         Kind::Error { quoted, transport } => {
-            let places = Quoted { ip: quoted, transport };
+            let places = Quoted { ip: quoted, transport, end: IP + u32::from(parsed.ip.length) };
             rewrite_error(frame, parsed, side, from, to, places)
         }
         _ => {
             parsed.family.set_address(frame, IP, side, &to.address)?;
+            if !parsed.ip.first {
+                return Ok(());
+            }
             *side.port(frame.at_mut::<Ports>(parsed.ip.next)?) = to.port;
             let change = Change::new().address(&from.address, &to.address).word(from.port, to.port);
             let check = checksum(frame, parsed.ip.next, to.protocol)?;
@@ -34,13 +38,35 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint
     }
 }
 
-/// Sends the frame to the next hop, out of the interface it came in by or another.
+/// How a frame leaves.
+#[derive(Clone, Copy, Default)]
+pub struct Hop {
+    /// Index of the interface; 0: not known.
+    pub interface: u32,
+    /// What the frame's addresses are to be.
+    pub macs: Macs,
+}
+
+impl Hop {
+    /// To the next hop.
+    #[inline(always)]
+    pub fn to(next_hop: &NextHop) -> Self {
+        let NextHop { interface, source, destination, .. } = *next_hop;
+        Self { interface, macs: Macs::new(source, destination) }
+    }
+
+    /// Whether a frame can leave.
+    #[inline(always)]
+    pub fn is_known(&self) -> bool {
+        self.interface != 0
+    }
+}
+
+/// Sends the frame out of the interface it came in by or another.
 #[inline(always)]
-pub fn transmit(frame: &mut Frame<'_>, next_hop: &NextHop, ingress: u32) -> Result<Verdict, Reason> {
-    let ethernet = frame.at_mut::<Ethernet>(0)?;
-    ethernet.destination = next_hop.destination;
-    ethernet.source = next_hop.source;
-    Ok(if next_hop.interface == ingress { Verdict::Transmit } else { Verdict::Redirect(next_hop.interface) })
+pub fn transmit(frame: &mut Frame<'_>, hop: &Hop, ingress: u32) -> Result<Verdict, Reason> {
+    frame.at_mut::<Ethernet>(0)?.set_macs(hop.macs);
+    Ok(if hop.interface == ingress { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
 }
 
 #[inline(always)]
@@ -59,10 +85,11 @@ fn apply(change: Change, protocol: u8, check: [u8; 2]) -> [u8; 2] {
     }
 }
 
-/// Where the headers lie of the packet that an ICMP error quotes.
+/// Where the headers lie of the packet that an ICMP error quotes, and where the error ends.
 struct Quoted {
     ip: u32,
     transport: u32,
+    end: u32,
 }
 
 /// An ICMP error quotes a packet that went the other way, so the end to replace is on its other side. The
@@ -112,12 +139,16 @@ fn rewrite_quoted(
     let mut change = icmp_pseudo_header(family, change, &from.address, &to.address);
     *side.port(frame.at_mut::<Ports>(quoted.transport)?) = to.port;
     change = change.word(from.port, to.port);
-    // Only the first eight bytes behind the IP header are sure to be quoted (RFC 792).
-    if let Ok(check) = checksum(frame, quoted.transport, to.protocol) {
-        let old = *check;
-        let moved = Change::new().address(&from.address, &to.address).word(from.port, to.port);
-        *check = apply(moved, to.protocol, old);
-        change = change.word(old, *check);
+    // Only the first eight bytes behind the IP header are sure to be quoted (RFC 792); what lies behind the error is none
+    // of it.
+    let header = if to.protocol == TCP { TcpHdr::LEN as u32 } else { UDP_LENGTH };
+    match checksum(frame, quoted.transport, to.protocol) {
+        Ok(check) if quoted.transport + header <= quoted.end => {
+            let old = *check;
+            let moved = Change::new().address(&from.address, &to.address).word(from.port, to.port);
+            *check = apply(moved, to.protocol, old);
+            Ok(change.word(old, *check))
+        }
+        _ => Ok(change),
     }
-    Ok(change)
 }

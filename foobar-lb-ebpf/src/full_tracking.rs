@@ -5,6 +5,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod arrived;
+#[cfg(target_arch = "bpf")]
 mod shell;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -27,15 +29,16 @@ mod kernel {
     #[map]
     static FLOWS: LruHashMap<FlowKey, Entry> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
 
-    #[xdp]
+    #[xdp(frags)]
     pub fn foobar_lb(context: XdpContext) -> u32 {
-        shell::run(&context, All)
+        shell::run(&context)
     }
 
     /// All flows.
-    struct All;
+    #[derive(Clone, Copy)]
+    pub struct Flows;
 
-    impl Conntrack for All {
+    impl Conntrack for Flows {
         #[inline(always)]
         fn half_open(&self, _: &FlowKey) -> Option<&Entry> {
             None

@@ -48,7 +48,8 @@ mod kernel {
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-    #[xdp]
+    // The kernel lets it call nothing but what is of its own kind.
+    #[xdp(frags)]
     pub fn generate(context: XdpContext) -> u32 {
         let Some(flow) = next_flow() else { return xdp_action::XDP_ABORTED };
         if !write_frame(&context, flow) {
@@ -60,7 +61,7 @@ mod kernel {
     }
 
     /// The cheapest program that sends a packet on.
-    #[xdp]
+    #[xdp(frags)]
     pub fn transmit(_: XdpContext) -> u32 {
         xdp_action::XDP_TX
     }

@@ -2,9 +2,11 @@
 //! network order; an IPv4 address is written as the IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), so that
 //! there is one address type and one path. Deriving `IntoBytes` refuses a type with hidden padding.
 
+mod flows;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::word::Word;
+pub use self::flows::{Ends, Entry, FlowKey, FragmentKey, Remembered, entry_state};
 
 /// Names of the maps and of the globals in the BPF object.
 pub mod name {
@@ -33,6 +35,12 @@ pub mod name {
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); LRU of all flows, in the program that tracks them all
     /// and has it instead of the three.
     pub const FLOWS: &str = "FLOWS";
+    /// Backend id -> [`Tunnel`](super::Tunnel); array, of use for backends of services in mode `tunnel`.
+    pub const TUNNELS: &str = "TUNNELS";
+    /// [`FragmentKey`](super::FragmentKey) -> [`Ends`](super::Ends); LRU of datagrams whose first fragment was seen.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// 0 -> [`Limit`](crate::complain::Limit); per-CPU array.
+    pub const LIMIT: &str = "LIMIT";
     /// Backend id -> [`Traffic`](super::Traffic); per-CPU array.
     pub const TRAFFIC: &str = "TRAFFIC";
     /// Reason -> [`Count`](super::Count); per-CPU array.
@@ -63,6 +71,9 @@ pub mod capacity {
     pub const ESTABLISHED: u32 = 131_072;
     /// Flows first seen in mid-flow.
     pub const ADOPTED: u32 = 131_072;
+    /// Datagrams whose fragments are on their way: for half a minute, as long as Linux waits for them, a thousand a
+    /// second.
+    pub const FRAGMENTS: u32 = 32_768;
     /// All flows.
     pub const FLOWS: u32 = HALF_OPEN + ESTABLISHED + ADOPTED;
 }
@@ -75,6 +86,15 @@ pub mod capacity {
 )]
 pub struct Address(pub [u8; 16]);
 
+impl Address {
+    /// Whether it is no address at all.
+    #[inline(always)]
+    pub fn is_unspecified(&self) -> bool {
+        // As a number, because LLVM compares arrays by loads that the verifier refuses on the stack.
+        u128::from_ne_bytes(self.0) == 0
+    }
+}
+
 /// The first 12 bytes of every IPv4 address here.
 pub const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
@@ -83,6 +103,9 @@ pub const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 pub const fn mapped(v4: [u8; 4]) -> Address {
     Address([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])
 }
+
+/// No address.
+pub const NO_ADDRESS: Address = Address([0; 16]);
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -113,7 +136,17 @@ impl Endpoint {
     }
 }
 
-/// A service's region of the slot arena.
+/// Values of [`Service::mode`].
+pub mod mode {
+    /// The destination is rewritten, and the source of replies.
+    pub const NAT: u32 = 0;
+    /// The packet stays as it is; only its MAC addresses change.
+    pub const DSR: u32 = 1;
+    /// The packet gets outer headers, see [`Tunnel`](super::Tunnel).
+    pub const TUNNEL: u32 = 2;
+}
+
+/// A service: its region of the slot arena, and how its packets reach its backends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Service {
@@ -123,6 +156,31 @@ pub struct Service {
     pub slots: u32,
     /// Silence, in nanoseconds, after which a remembered flow is forgotten.
     pub idle: u64,
+    /// One of [`mode`].
+    pub mode: u32,
+    /// The largest segment, in bytes, that a SYN may ask for; 0: any.
+    pub mss: u32,
+    /// Bits of a client's address that all of its flows, and those of its neighbours, have in common and share a
+    /// backend by; none: every flow has its own.
+    pub affinity: Address,
+}
+
+impl Service {
+    /// Whether flows share a backend by their source.
+    #[inline(always)]
+    pub fn has_affinity(&self) -> bool {
+        !self.affinity.is_unspecified()
+    }
+
+    /// What the flows have in common that share a backend with this one, as a flow.
+    #[inline(always)]
+    pub fn common(&self, flow: &FlowKey) -> FlowKey {
+        let bits = |address: &Address| u128::from_ne_bytes(address.0);
+        let mut common = *flow;
+        common.source.address = Address((bits(&flow.source.address) & bits(&self.affinity)).to_ne_bytes());
+        common.source.port = [0; 2];
+        common
+    }
 }
 
 /// No backend: the owner of a slot nobody is eligible for.
@@ -205,6 +263,25 @@ pub struct Reply {
     pub backend: u32,
     /// The list of the service's direct clients, the first part of a [`DirectKey`]; 0: none.
     pub direct: u32,
+    /// The largest segment, in bytes, that a SYN-ACK may ask for; 0: any.
+    pub mss: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The outer headers of packets to a backend; their destination is the backend's address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tunnel {
+    /// Outer source, of the family of the backend's address.
+    pub source: Address,
+    /// Bits of the last word of `source` that vary with the flow, so that the backend's network card spreads flows over
+    /// its queues; network order.
+    pub varying: [u8; 4],
+    /// UDP port of GUE, network order; 0: no UDP, one IP directly in the other.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
 }
 
 /// Bits of the value of `ADDRESSES`.
@@ -215,6 +292,12 @@ pub mod address_flag {
     pub const LOCAL: u32 = 2;
     /// The balancer answers ARP and neighbour solicitations for it.
     pub const ANNOUNCED: u32 = 4;
+    /// The balancer answers pings of it.
+    pub const ECHO: u32 = 8;
+    /// TCP and UDP to a port that no service has is dropped; of a local address, TCP connections that begin.
+    pub const DROP: u32 = 16;
+    /// The same is refused: with a RST, or an ICMP error.
+    pub const REJECT: u32 = 32;
 }
 
 /// A prefix of direct clients, for longest prefix match.
@@ -244,89 +327,16 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Zero.
     pub pad: [u8; 2],
+    /// Where ICMP errors of the balancer come from that leave by it; all zero: it has no such address.
+    pub address_v4: Address,
+    /// The same for ICMPv6.
+    pub address_v6: Address,
 }
 
-/// A flow as the key of a remembered one, in its forward direction.
-#[repr(C)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct FlowKey {
-    /// The client.
-    pub source: Endpoint,
-    /// The service.
-    pub destination: Endpoint,
-}
-
-/// A remembered flow.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct Entry {
-    /// [`Remembered`] as one word.
-    pub word: Word,
-    /// When the flow last sent, nanoseconds of CLOCK_MONOTONIC.
-    pub seen: Word,
-}
-
-/// Bits of [`Remembered::state`].
-pub mod entry_state {
-    /// A FIN was seen, and nothing but acknowledgements since.
-    pub const CLOSING: u32 = 1;
-    /// The last packet had RST set, or the backend has sent a RST since.
-    pub const RESET: u32 = 2;
-    /// Only a SYN was seen so far.
-    pub const OPENING: u32 = 4;
-    /// The flow has shown its end.
-    pub const ENDING: u32 = CLOSING | RESET;
-}
-
-/// The first word of an [`Entry`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remembered {
-    /// Backend id.
-    pub backend: u32,
-    /// Bits of [`entry_state`].
-    pub state: u32,
-}
-
-impl Entry {
-    /// An entry for a flow seen at `now`.
-    #[inline(always)]
-    pub const fn new(remembered: Remembered, now: u64) -> Self {
-        Self { word: Word::new(remembered.to_word()), seen: Word::new(now) }
-    }
-
-    /// The backend and the state.
-    #[inline(always)]
-    pub fn load(&self) -> Remembered {
-        Remembered::from_word(self.word.load())
-    }
-
-    /// When the flow last sent.
-    #[inline(always)]
-    pub fn seen(&self) -> u64 {
-        self.seen.load()
-    }
-
-    /// Replaces backend, state and time in place: updating the key would take a free entry of the map first.
-    #[inline(always)]
-    pub fn store(&self, remembered: Remembered, now: u64) {
-        self.word.store(remembered.to_word());
-        self.seen.store(now);
-    }
-}
-
-impl Remembered {
-    /// The word of the map.
-    #[inline(always)]
-    pub const fn to_word(self) -> u64 {
-        (self.state as u64) << 32 | self.backend as u64
-    }
-
-    /// The value of a word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self { backend: word as u32, state: (word >> 32) as u32 }
+impl Interface {
+    /// An interface without addresses.
+    pub const fn new(mac: [u8; 6]) -> Self {
+        Self { mac, pad: [0; 2], address_v4: NO_ADDRESS, address_v6: NO_ADDRESS }
     }
 }
 
@@ -376,6 +386,6 @@ mod tests {
     #[test]
     fn a_backend_fits_one_cache_line() {
         assert!(size_of::<Backend>() == 64);
-        assert_eq!(size_of::<Service>(), 16);
+        assert_eq!(size_of::<Service>(), 40);
     }
 }

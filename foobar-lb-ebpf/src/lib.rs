@@ -5,14 +5,27 @@
 
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
 pub mod announce;
 pub mod balance;
 pub mod checksum;
+pub mod complain;
 pub mod conntrack;
+pub mod decap;
+pub mod echo;
+pub mod extension;
 pub mod flow;
 pub mod forward;
+pub mod fragment;
 pub mod headers;
+pub mod ip;
 pub mod layout;
+pub mod mss;
 pub mod packet;
 pub mod reason;
+pub mod reset;
+pub mod tables;
+pub mod tunnel;
 pub mod word;

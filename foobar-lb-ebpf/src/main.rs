@@ -4,6 +4,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod arrived;
+#[cfg(target_arch = "bpf")]
 mod shell;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -30,15 +32,17 @@ mod kernel {
     #[map]
     static ADOPTED: HashMap<FlowKey, Entry> = HashMap::with_max_entries(capacity::ADOPTED, 0);
 
-    #[xdp]
+    // Frames that need several buffers, as jumbo frames do, are among those that it gets.
+    #[xdp(frags)]
     pub fn foobar_lb(context: XdpContext) -> u32 {
-        shell::run(&context, Needed)
+        shell::run(&context)
     }
 
     /// The flows that would otherwise break.
-    struct Needed;
+    #[derive(Clone, Copy)]
+    pub struct Flows;
 
-    impl Conntrack for Needed {
+    impl Conntrack for Flows {
         #[inline(always)]
         fn half_open(&self, flow: &FlowKey) -> Option<&Entry> {
             // SAFETY: the memory of an element that is removed stays readable for as long as the program runs (RCU), at

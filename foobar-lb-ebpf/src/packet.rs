@@ -1,11 +1,13 @@
 //! A packet as the data path sees it: [`Frame`], a bounds-checked view that gives out typed headers, and
-//! [`Packet`], which lends frames. [`Buffer`] is the packet of the host.
+//! [`Packet`], which lends frames and changes its size. [`Buffer`] is the packet of the host.
 
+#[cfg(not(target_arch = "bpf"))]
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use crate::{headers::Header, reason::Reason};
+use crate::{extension::Beyond, headers::Header, mss, reason::Reason};
 
-/// The bytes of a packet, from its Ethernet header on. It borrows the packet, so no pointer into it outlives a
+/// The bytes of a packet, from its Ethernet header on; of one in several buffers the first, which has all headers. It borrows the packet, so no pointer into it outlives a
 /// change of the packet's size.
 pub struct Frame<'p> {
     start: usize,
@@ -21,7 +23,7 @@ impl Frame<'_> {
         Self { start, end, packet: PhantomData }
     }
 
-    /// Length in bytes.
+    /// Length in bytes; of a frame that needs several buffers, that of the first.
     #[inline(always)]
     pub fn len(&self) -> u64 {
         (self.end - self.start) as u64
@@ -68,26 +70,81 @@ pub trait Packet {
     /// Its bytes.
     fn frame(&mut self) -> Frame<'_>;
 
+    /// Its length in bytes, whatever buffers it is in.
+    fn length(&mut self) -> u32;
+
     /// Index of the interface it came in by.
     fn ingress(&self) -> u32;
+
+    /// Moves the start of the frame: on, past so many bytes, or back (negative) by so many of any value. `NoRoom`
+    /// where there are not so many.
+    fn move_start(&mut self, bytes: i32) -> Result<(), Reason>;
+
+    /// Moves the end of the frame: on by so many bytes, or back (negative). `NoRoom` where there are not so many.
+    fn move_end(&mut self, bytes: i32) -> Result<(), Reason>;
+
+    /// [`Beyond::of`]. The kernel has this, and the next, as a function of its own.
+    #[inline(always)]
+    fn beyond(&mut self, next: u32, protocol: u8, extensions: u32) -> Beyond {
+        Beyond::of(&self.frame(), next, protocol, extensions)
+    }
+
+    /// [`mss::clamp`].
+    #[inline(always)]
+    fn clamp_mss(&mut self, tcp: u32, most: u16) {
+        mss::clamp(&mut self.frame(), tcp, most);
+    }
+
+    /// Cuts what lies behind the first `length` bytes. `NoRoom` where there are not so many.
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> Result<(), Reason> {
+        match self.length().checked_sub(length) {
+            Some(rest) => self.move_end(-(rest as i32)),
+            None => Err(Reason::NoRoom),
+        }
+    }
 }
 
 /// A packet in ordinary memory.
-pub struct Buffer<'b> {
+#[cfg(not(target_arch = "bpf"))]
+pub struct Buffer {
     /// Its bytes, from the Ethernet header on.
-    pub bytes: &'b mut [u8],
+    pub bytes: Vec<u8>,
     /// Index of the interface it came in by.
     pub ingress: u32,
 }
 
-impl Packet for Buffer<'_> {
+#[cfg(not(target_arch = "bpf"))]
+impl Packet for Buffer {
     fn frame(&mut self) -> Frame<'_> {
         let bytes = self.bytes.as_mut_ptr_range();
         // SAFETY: the range is that of a slice borrowed for writing as long as the frame lives.
         unsafe { Frame::new(bytes.start.expose_provenance(), bytes.end.expose_provenance()) }
     }
 
+    fn length(&mut self) -> u32 {
+        self.bytes.len() as u32
+    }
+
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn move_start(&mut self, bytes: i32) -> Result<(), Reason> {
+        let count = bytes.unsigned_abs() as usize;
+        if bytes < 0 {
+            self.bytes.splice(..0, core::iter::repeat_n(0, count));
+        } else if count <= self.bytes.len() {
+            self.bytes.drain(..count);
+        } else {
+            return Err(Reason::NoRoom);
+        }
+        Ok(())
+    }
+
+    fn move_end(&mut self, bytes: i32) -> Result<(), Reason> {
+        let length = self.bytes.len().checked_add_signed(bytes as isize).ok_or(Reason::NoRoom)?;
+        self.bytes.resize(length, 0);
+        Ok(())
     }
 }

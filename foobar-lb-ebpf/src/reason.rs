@@ -23,6 +23,8 @@ pub enum Action {
     Drop,
     /// It is answered on the interface it came in by.
     Answer,
+    /// Its sender is told why it does not go on: an ICMP error, or a RST, goes back in its place.
+    Complain,
     /// It goes on; the reason is a remark for the operator.
     Forward,
 }
@@ -82,18 +84,31 @@ reasons! {
     NoService = "no_service" => Drop,
     /// No backend of the service may get it.
     NoBackend = "no_backend" => Drop,
-    /// A fragment to or from a service: its ports are not in every fragment.
+    /// A fragment to a VIP whose datagram's first fragment, the one with the ports, has not been seen.
     Fragment = "fragment" => Drop,
-    /// Its TTL or hop limit is used up.
-    HopLimit = "hop_limit" => Drop,
-    /// Larger than the way to the backend and not to be fragmented.
-    TooBig = "too_big" => Drop,
+    /// Its TTL or hop limit is used up: its sender is told, which makes `traceroute` work.
+    HopLimit = "hop_limit" => Complain,
+    /// Larger than the way to the backend and not to be fragmented: its sender is told how large it may be.
+    TooBig = "too_big" => Complain,
+    /// To a VIP with `unmatched = "reject"`, but to no service: its sender is told.
+    Rejected = "rejected" => Complain,
+    /// Its sender was to be told why it was dropped, but too many were told in this second.
+    ErrorLimit = "error_limit" => Drop,
+    /// Its sender was to be told why it was dropped, but the balancer has no address on that interface to say it from.
+    NoSpeaker = "no_speaker" => Drop,
+    /// The next hop of its backend is not resolved or not on an attached interface, and in mode `dsr` or `tunnel` the
+    /// kernel cannot forward it.
+    Unresolved = "unresolved" => Drop,
+    /// Its size could not be changed: the driver leaves no room, or the frame ends before its IP packet does.
+    NoRoom = "no_room" => Drop,
     /// No route to the client.
     NoRoute = "no_route" => Drop,
     /// The interface that a reply came by does not forward: see `foobar-lb attach --sysctl`.
     ForwardingOff = "forwarding_off" => Drop,
     /// An ARP request or neighbour solicitation for an announced VIP, answered.
     Announced = "announced" => Answer,
+    /// A ping of a VIP, answered.
+    Echo = "echo" => Answer,
     /// The client is in the backend's subnet: the reply goes past the balancer and the client refuses it.
     ClientOnBackendSubnet = "client_on_backend_subnet" => Forward,
     /// A UDP packet from a backend to the same port as its own: rewritten, but perhaps the backend's own query.

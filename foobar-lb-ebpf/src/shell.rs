@@ -6,22 +6,27 @@ use aya_ebpf::{
     bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
     helpers::{bpf_fib_lookup, bpf_ktime_get_ns, bpf_redirect},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     programs::XdpContext,
 };
 use foobar_lb_ebpf::{
-    balance::{Tables, balance},
-    conntrack::Conntrack,
-    flow::{HashKey, Parsed},
-    headers::{Family, Side},
+    balance::{self, Decision},
+    complain::{self, Limit},
+    conntrack,
+    flow::{HashKey, Kind, Parsed},
+    forward::Hop,
+    headers::{Macs, Side},
+    ip::Family,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, NextHop, Reply, Service, Slot, Traffic,
-        capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, NO_BACKEND,
+        Reply, Service, Slot, Traffic, Tunnel, capacity,
     },
-    packet::{Frame, Packet},
     reason::{Reason, Verdict},
+    tables::Tables,
     word::Word,
 };
+
+use crate::{arrived::Arrived, kernel::Flows};
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -39,6 +44,12 @@ static SLOTS: Array<Word> = Array::with_max_entries(capacity::SLOTS, BPF_F_MMAPA
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
 #[map]
+static TUNNELS: Array<Tunnel> = Array::with_max_entries(capacity::BACKENDS, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Ends> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+#[map]
+static LIMIT: PerCpuArray<Limit> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
 #[map]
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
@@ -54,32 +65,59 @@ static HASH_KEY: HashKey = [0; 10];
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// What becomes of a packet that has arrived, as the kernel wants to hear it. `conntrack` holds the flows that the
-/// program remembers.
+/// What becomes of a packet that has arrived, as the kernel wants to hear it.
 #[inline(always)]
-pub fn run<C: Conntrack>(context: &XdpContext, conntrack: C) -> u32 {
-    let tables = Maps { context: context.ctx, conntrack };
-    match balance(&mut Arrived(context), &tables) {
-        Verdict::Pass => xdp_action::XDP_PASS,
-        Verdict::Drop => xdp_action::XDP_DROP,
-        Verdict::Transmit => xdp_action::XDP_TX,
+pub fn run(context: &XdpContext) -> u32 {
+    let [action, mtu] = decide(context);
+    if action & COMPLAIN == 0 { action } else { complain(context.ctx, action & !COMPLAIN, mtu) }
+}
+
+/// Beside a reason, in the place of an XDP action.
+const COMPLAIN: u32 = 1 << 31;
+
+/// Not inlined, so that it and `complain` use the same 512 bytes of stack one after the other.
+#[inline(never)]
+fn decide(context: &XdpContext) -> [u32; 2] {
+    match balance::decide(&mut Arrived(context), &Maps { context: context.ctx }) {
+        Decision::Verdict(Verdict::Pass) => [xdp_action::XDP_PASS, 0],
+        Decision::Verdict(Verdict::Drop) => [xdp_action::XDP_DROP, 0],
+        Decision::Verdict(Verdict::Transmit) => [xdp_action::XDP_TX, 0],
         // SAFETY: a helper without preconditions.
-        Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Decision::Verdict(Verdict::Redirect(interface)) => [unsafe { bpf_redirect(interface, 0) as u32 }, 0],
+        Decision::Complain(reason, mtu) => [COMPLAIN | reason as u32, mtu],
     }
 }
 
-struct Arrived<'c>(&'c XdpContext);
+// What follows is rarely needed, and long. As functions of their own, with C's calling convention and names for the
+// linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call.
 
-impl Packet for Arrived<'_> {
-    #[inline(always)]
-    fn frame(&mut self) -> Frame<'_> {
-        // SAFETY: the kernel lends these bytes to the program while it runs.
-        unsafe { Frame::new(self.0.data(), self.0.data_end()) }
+/// [`complain::complain`], about a packet that has not been changed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn complain(context: *mut xdp_md, reason: u32, mtu: u32) -> u32 {
+    let complaints = [Reason::HopLimit, Reason::TooBig, Reason::Rejected];
+    let Some(reason) = complaints.into_iter().find(|complaint| *complaint as u32 == reason) else {
+        return xdp_action::XDP_DROP;
+    };
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    match complain::complain(&mut Arrived(&context), &tables, reason, mtu) {
+        Verdict::Transmit => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
     }
+}
 
-    #[inline(always)]
-    fn ingress(&self) -> u32 {
-        self.0.ingress_ifindex() as u32
+/// [`conntrack::follow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) -> u32 {
+    // SAFETY: null, or the flow that the caller lends.
+    match unsafe { flow.as_ref() } {
+        Some(flow) => {
+            // It asks for no more than maps and the time.
+            let tables = Maps { context: core::ptr::null_mut() };
+            conntrack::follow(&tables, flow, Kind::from_word(kind), Slot::from_word(slot), idle)
+        }
+        None => NO_BACKEND,
     }
 }
 
@@ -87,17 +125,16 @@ impl Packet for Arrived<'_> {
 #[repr(C, align(8))]
 struct Aligned<T>(T);
 
-struct Maps<C> {
+struct Maps {
     context: *mut xdp_md,
-    conntrack: C,
 }
 
-impl<C: Conntrack> Tables for Maps<C> {
-    type Conntrack = C;
+impl Tables for Maps {
+    type Conntrack = Flows;
 
     #[inline(always)]
-    fn conntrack(&self) -> &C {
-        &self.conntrack
+    fn conntrack(&self) -> &Flows {
+        &Flows
     }
 
     #[inline(always)]
@@ -142,24 +179,55 @@ impl<C: Conntrack> Tables for Maps<C> {
     }
 
     #[inline(always)]
+    fn tunnel(&self, backend: u32) -> Option<&Tunnel> {
+        TUNNELS.get(backend)
+    }
+
+    #[inline(always)]
+    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
+        // SAFETY: as for `service`.
+        unsafe { FRAGMENTS.get(datagram) }
+    }
+
+    #[inline(always)]
+    fn remember_ports(&self, datagram: &FragmentKey, ends: Ends) {
+        // A map that evicts has room, and a fragment that is forgotten is counted when it is missed.
+        FRAGMENTS.insert(datagram, ends, 0).ok();
+    }
+
+    #[inline(always)]
     fn interface(&self, index: u32) -> Option<&Interface> {
         // SAFETY: as for `service`.
         unsafe { INTERFACES.get(index) }
     }
 
     #[inline(always)]
-    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address) -> Result<Option<NextHop>, Reason> {
+    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address, hop: &mut Hop) -> Result<(), Reason> {
         let mut lookup = question(parsed, ingress, source);
         let size = size_of::<FibLookup>() as i32;
         // SAFETY: the context is the program's own, and the size is that of the structure.
         let answer = unsafe { bpf_fib_lookup(self.context.cast(), &raw mut lookup.0, size, 0) };
-        self.next_hop(answer as u32, &lookup.0, parsed)
+        self.read_answer(answer as u32, &lookup.0, parsed, hop)
     }
 
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: a helper without preconditions.
         unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn follow(&self, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32 {
+        follow(flow, kind.to_word(), slot.to_word(), idle)
+    }
+
+    #[inline(always)]
+    fn may_complain(&self) -> bool {
+        match LIMIT.get_ptr_mut(0) {
+            // SAFETY: this CPU's own element.
+            Some(limit) => unsafe { (*limit).admits(self.now()) },
+            None => false,
+        }
     }
 
     #[inline(always)]
@@ -193,7 +261,7 @@ impl<C: Conntrack> Tables for Maps<C> {
     }
 }
 
-impl<C: Conntrack> Maps<C> {
+impl Maps {
     /// Says what is dropped, for whoever debugs the data path.
     #[cfg(feature = "log")]
     #[inline(always)]
@@ -206,21 +274,25 @@ impl<C: Conntrack> Maps<C> {
 
     /// What the kernel's answer (BPF_FIB_LKUP_RET_*, linux/bpf.h) means for a reply.
     #[inline(always)]
-    fn next_hop(&self, answer: u32, lookup: &FibLookup, parsed: &Parsed) -> Result<Option<NextHop>, Reason> {
+    fn read_answer(
+        &self,
+        answer: u32,
+        lookup: &FibLookup,
+        parsed: &Parsed,
+        hop: &mut Hop,
+    ) -> Result<(), Reason> {
         use aya_ebpf::bindings::{
             BPF_FIB_LKUP_RET_FRAG_NEEDED as FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED as FWD_DISABLED,
             BPF_FIB_LKUP_RET_NO_NEIGH as NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS as SUCCESS,
             BPF_FIB_LKUP_RET_UNSUPP_LWT as UNSUPP_LWT,
         };
         match answer {
-            SUCCESS if self.interface(lookup.ifindex).is_some() => Ok(Some(NextHop {
-                interface: lookup.ifindex,
-                mtu: 0,
-                source: lookup.smac,
-                destination: lookup.dmac,
-            })),
-            SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(None),
-            FRAG_NEEDED if parsed.ip.may_fragment => Ok(None),
+            SUCCESS if self.interface(lookup.ifindex).is_some() => {
+                *hop = Hop { interface: lookup.ifindex, macs: macs(lookup) };
+                Ok(())
+            }
+            SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(()),
+            FRAG_NEEDED if parsed.ip.may_fragment => Ok(()),
             FRAG_NEEDED => Err(Reason::ReplyTooBig),
             FWD_DISABLED => Err(Reason::ForwardingOff),
             _ => Err(Reason::NoRoute),
@@ -252,6 +324,15 @@ fn question(parsed: &Parsed, ingress: u32, source: &Address) -> Aligned<FibLooku
     lookup.__bindgen_anon_1.tot_len = parsed.ip.length;
     lookup.ifindex = ingress;
     aligned
+}
+
+/// The MAC addresses that the kernel found, at the end of its answer. They are taken out of whole words: the second is
+/// at an offset at which the verifier lets nobody load four bytes of the stack.
+#[inline(always)]
+fn macs(answer: &FibLookup) -> Macs {
+    // SAFETY: it has the size of eight words and no padding.
+    let [.., before, last]: [u64; 8] = unsafe { core::mem::transmute_copy(answer) };
+    Macs { source: before >> 32 | (last & 0xffff) << 32, destination: last >> 16 }
 }
 
 #[inline(always)]

@@ -1,6 +1,8 @@
 //! The only module that names aya: loads the data path, attaches it, writes its maps step by step and reads its
-//! counters. It decides nothing. Remembered flows are in `bpf/flows.rs`.
+//! counters. It decides nothing. Remembered flows are in `bpf/flows.rs`, the program of a backend in `bpf/decap.rs`.
 
+mod attach;
+mod decap;
 mod flows;
 
 use std::{
@@ -9,19 +11,23 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+pub use attach::{Attach, Link, Mode, Size};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{
         Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs, xdp::XdpLinkId},
+    programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
 };
 use aya_log::EbpfLogger;
+pub use decap::Decap;
 pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
-    layout::{Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Traffic, name},
+    layout::{
+        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Traffic, Tunnel, name,
+    },
     reason::Reason,
 };
 use memmap2::{MmapOptions, MmapRaw};
@@ -40,8 +46,16 @@ pub enum Error {
     #[error("the kernel refused the data path's maps")]
     Load(#[source] Box<EbpfError>),
     /// The verifier refused the program.
-    #[error("the kernel refused the program `{}`", name::PROGRAM)]
-    Program(#[source] Box<ProgramError>),
+    #[error("the kernel refused the program `{program}`")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// The kernel did not tell how large a program is.
+    #[error("cannot read how large the program is")]
+    Size(#[source] Box<ProgramError>),
     /// The program could not be attached.
     #[error("cannot attach to {interface} in {mode} mode")]
     Attach {
@@ -49,6 +63,14 @@ pub enum Error {
         interface: String,
         /// How it was to be attached.
         mode: Mode,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// The program could not be taken off.
+    #[error("cannot detach from {interface}")]
+    Detach {
+        /// The interface.
+        interface: String,
         /// What the kernel said.
         source: Box<ProgramError>,
     },
@@ -73,34 +95,6 @@ pub enum Error {
         /// What went wrong.
         source: io::Error,
     },
-}
-
-/// Where the program runs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the network stack, on socket buffers.
-    Generic,
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
-    }
-}
-
-/// The program on an interface.
-#[derive(Debug)]
-pub struct Link {
-    /// Name of the interface.
-    pub interface: String,
-    /// Where it runs.
-    pub mode: Mode,
-    id: XdpLinkId,
 }
 
 /// How large the maps are made.
@@ -130,6 +124,7 @@ pub struct Bpf {
     interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
     direct: LpmTrie<MapData, [u8; size_of::<DirectKey>()], u32>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
+    tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
     traffic: PerCpuArray<MapData, [u8; size_of::<Traffic>()]>,
     reasons: PerCpuArray<MapData, [u8; size_of::<Count>()]>,
     flows: FlowMaps,
@@ -152,13 +147,14 @@ impl Bpf {
             .override_global(name::HASH_KEY, &key, true)
             .map_max_entries(name::SLOTS, capacities.slots)
             .map_max_entries(name::BACKENDS, capacities.backends)
+            .map_max_entries(name::TUNNELS, capacities.backends)
             .map_max_entries(name::TRAFFIC, capacities.backends)
             .map_max_entries(name::REPLIES, capacities.backends);
         for (map, flows) in flows::capacities(capacities) {
             loader.map_max_entries(map, flows);
         }
         let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
-        program(&mut ebpf).load().map_err(|error| Error::Program(Box::new(error)))?;
+        load_program(&mut ebpf, name::PROGRAM)?;
         Ok(Self {
             slots: map_slots(&mut ebpf, capacities.slots)?,
             services: take(&mut ebpf, name::SERVICES)?,
@@ -167,6 +163,7 @@ impl Bpf {
             interfaces: take(&mut ebpf, name::INTERFACES)?,
             direct: take(&mut ebpf, name::DIRECT)?,
             backends: take(&mut ebpf, name::BACKENDS)?,
+            tunnels: take(&mut ebpf, name::TUNNELS)?,
             traffic: take(&mut ebpf, name::TRAFFIC)?,
             reasons: take(&mut ebpf, name::REASONS)?,
             flows: FlowMaps::take(&mut ebpf)?,
@@ -176,26 +173,7 @@ impl Bpf {
 
     /// The program, for test runs.
     pub fn program(&mut self) -> &mut Xdp {
-        program(&mut self.ebpf)
-    }
-
-    /// Runs the program on an interface.
-    pub fn attach(&mut self, interface: &str, index: u32, mode: Mode) -> Result<Link, Error> {
-        let flags = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-        };
-        let attached = program(&mut self.ebpf).attach_to_if_index(index, flags);
-        let interface = interface.to_owned();
-        match attached {
-            Ok(id) => Ok(Link { interface, mode, id }),
-            Err(source) => Err(Error::Attach { interface, mode, source: Box::new(source) }),
-        }
-    }
-
-    /// Takes the program off an interface.
-    pub fn detach(&mut self, link: Link) -> Result<(), Error> {
-        program(&mut self.ebpf).detach(link.id).map_err(|error| Error::Program(Box::new(error)))
+        program(&mut self.ebpf, name::PROGRAM)
     }
 
     /// Passes on what the data path logs, which it does in debug builds only.
@@ -218,6 +196,7 @@ impl Bpf {
                 put(&mut self.interfaces, *index, transmute!(*interface), name::INTERFACES)
             }
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
+            Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
             Step::PutDirect((key, bits), value) => self
                 .direct
                 .insert(&Key::new(*bits, transmute!(*key)), value, 0)
@@ -246,6 +225,7 @@ impl Bpf {
                 let removed = self.direct.remove(&Key::new(*bits, transmute!(*key)));
                 unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
             }
+            Step::RemoveTunnel(id) => self.set_tunnel(*id, [0; size_of::<Tunnel>()]),
             Step::RemoveBackend(id) => self.clear_backend(*id),
             Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
         }
@@ -253,6 +233,10 @@ impl Bpf {
 
     fn set_backend(&mut self, id: u32, backend: [u8; size_of::<Backend>()]) -> Result<(), Error> {
         self.backends.set(id, backend, 0).map_err(failed(name::BACKENDS, "write"))
+    }
+
+    fn set_tunnel(&mut self, id: u32, tunnel: [u8; size_of::<Tunnel>()]) -> Result<(), Error> {
+        self.tunnels.set(id, tunnel, 0).map_err(failed(name::TUNNELS, "write"))
     }
 
     /// Its id is given again, and then its counters belong to another backend.
@@ -310,6 +294,12 @@ impl Bpf {
     }
 }
 
+impl Attach for Bpf {
+    fn xdp(&mut self) -> &mut Xdp {
+        self.program()
+    }
+}
+
 impl Store for Bpf {
     type Error = Error;
 
@@ -326,8 +316,13 @@ pub fn describe_program(id: u32) -> String {
     format!("`{}` (id {id})", name.unwrap_or("?"))
 }
 
-fn program(ebpf: &mut Ebpf) -> &mut Xdp {
-    ebpf.program_mut(name::PROGRAM)
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let loaded = program(ebpf, name).load();
+    loaded.map_err(|source| Error::Program { program: name, source: Box::new(source) })
+}
+
+fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> &'e mut Xdp {
+    ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .expect("the object has this XDP program")
 }

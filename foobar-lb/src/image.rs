@@ -8,8 +8,8 @@ use std::{
 };
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, NO_BACKEND, NextHop, Reply, SETTLED, Service, Slot,
-    TCP, TRACES, UDP, address_flag, backend_flag, mapped,
+    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, Reply, SETTLED,
+    Service, Slot, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
 };
 
 use crate::{model::Protocol, plan::Step};
@@ -24,6 +24,8 @@ pub struct Image {
     pub interfaces: BTreeMap<u32, Interface>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
+    /// Outer headers of packets to backends, by id.
+    pub tunnels: BTreeMap<u32, Tunnel>,
     /// Prefixes of direct clients.
     pub direct: BTreeMap<DirectPrefix, u32>,
     /// Backends' ends and what packets from them are rewritten to.
@@ -42,6 +44,7 @@ impl Image {
         match step {
             Step::PutInterface(index, interface) => drop(self.interfaces.insert(*index, *interface)),
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
+            Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
             Step::PutDirect(prefix, value) => drop(self.direct.insert(*prefix, *value)),
             Step::PutReply(end, reply) => drop(self.replies.insert(*end, *reply)),
             Step::PutAddress(address, flags) => drop(self.addresses.insert(*address, *flags)),
@@ -52,6 +55,7 @@ impl Image {
             Step::RemoveAddress(address) => drop(self.addresses.remove(address)),
             Step::RemoveReply(end) => drop(self.replies.remove(end)),
             Step::RemoveDirect(prefix) => drop(self.direct.remove(prefix)),
+            Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
             Step::RemoveBackend(id) => drop(self.backends.remove(id)),
             Step::RemoveInterface(index) => drop(self.interfaces.remove(index)),
         }
@@ -87,15 +91,22 @@ pub fn endpoint(socket: SocketAddr, protocol: Protocol) -> Endpoint {
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, interface) in &self.interfaces {
-            writeln!(f, "interface {index}: {}", Mac(interface.mac))?;
+            write!(f, "interface {index}: {}", Mac(interface.mac))?;
+            for own in [interface.address_v4, interface.address_v6] {
+                if own != NO_ADDRESS {
+                    write!(f, " {}", Ip(&own))?;
+                }
+            }
+            writeln!(f)?;
         }
         for (address, flags) in &self.addresses {
             writeln!(f, "address {}:{}", Ip(address), AddressFlags(*flags))?;
         }
         for (end, service) in &self.services {
-            let Service { first_slot, slots, idle } = service;
+            let Service { first_slot, slots, idle, mode, mss, affinity } = service;
             let idle = std::time::Duration::from_nanos(*idle);
-            writeln!(f, "service {}: slots {first_slot}+{slots}, idle {idle:?}", End(end))?;
+            write!(f, "service {}: {}, ", End(end), mode_name(*mode))?;
+            writeln!(f, "slots {first_slot}+{slots}, idle {idle:?}{}{}", Mss(*mss), Affinity(affinity))?;
             if let Some(table) = self.tables.get(first_slot) {
                 write_table(f, table)?;
             }
@@ -104,12 +115,15 @@ impl fmt::Display for Image {
             let serves = if backend.flags & backend_flag::SERVES != 0 { "serves" } else { "does not serve" };
             writeln!(f, "backend {id}: {}, {serves}, {}", End(&backend.endpoint), Hop(&backend.next_hop))?;
         }
+        for (id, tunnel) in &self.tunnels {
+            writeln!(f, "tunnel to backend {id}: {}", Outer(tunnel))?;
+        }
         for (end, reply) in &self.replies {
             write!(f, "reply {}: as {}, backend {}", End(end), End(&reply.service), reply.backend)?;
-            match reply.direct {
-                0 => writeln!(f)?,
-                list => writeln!(f, ", direct list {list}")?,
+            if reply.direct != 0 {
+                write!(f, ", direct list {}", reply.direct)?;
             }
+            writeln!(f, "{}", Mss(reply.mss))?;
         }
         for (key, bits) in self.direct.keys() {
             writeln!(f, "direct list {}: {}", key.list, Prefix(key, *bits))?;
@@ -164,8 +178,60 @@ impl fmt::Display for AddressFlags {
             (address_flag::VIP, "vip"),
             (address_flag::LOCAL, "local"),
             (address_flag::ANNOUNCED, "announced"),
+            (address_flag::ECHO, "echo"),
+            (address_flag::DROP, "drop"),
+            (address_flag::REJECT, "reject"),
         ];
         names.iter().filter(|(flag, _)| self.0 & flag != 0).try_for_each(|(_, name)| write!(f, " {name}"))
+    }
+}
+
+fn mode_name(mode: u32) -> &'static str {
+    match mode {
+        mode::DSR => "dsr",
+        mode::TUNNEL => "tunnel",
+        _ => "nat",
+    }
+}
+
+/// The largest segment, if there is a limit.
+struct Mss(u32);
+
+impl fmt::Display for Mss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            bytes => write!(f, ", mss {bytes}"),
+        }
+    }
+}
+
+/// The mask of a client's address, if flows share a backend by it.
+struct Affinity<'a>(&'a Address);
+
+impl fmt::Display for Affinity<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.is_unspecified() {
+            true => Ok(()),
+            false => write!(f, ", affinity by source & {}", std::net::Ipv6Addr::from(self.0.0)),
+        }
+    }
+}
+
+struct Outer<'a>(&'a Tunnel);
+
+impl fmt::Display for Outer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tunnel { source, varying, port, .. } = self.0;
+        match u16::from_be_bytes(*port) {
+            0 => write!(f, "ip in ip")?,
+            port => write!(f, "gue to port {port}")?,
+        }
+        write!(f, " from {}", Ip(source))?;
+        match u32::from_be_bytes(*varying) {
+            0 => Ok(()),
+            bits => write!(f, " varying {bits:#x}"),
+        }
     }
 }
 

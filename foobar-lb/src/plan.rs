@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot};
+use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot, Tunnel};
 
 use crate::image::{DirectPrefix, Image};
 
@@ -13,6 +13,7 @@ use crate::image::{DirectPrefix, Image};
 #[expect(missing_docs, reason = "each is the map entry it names; the types say the rest")]
 pub enum Step {
     PutInterface(u32, Interface),
+    PutTunnel(u32, Tunnel),
     PutBackend(u32, Backend),
     PutDirect(DirectPrefix, u32),
     PutReply(Endpoint, Reply),
@@ -30,6 +31,7 @@ pub enum Step {
     RemoveReply(Endpoint),
     RemoveDirect(DirectPrefix),
     RemoveBackend(u32),
+    RemoveTunnel(u32),
     RemoveInterface(u32),
 }
 
@@ -37,6 +39,7 @@ pub enum Step {
 pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     let mut steps = Vec::new();
     put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
+    put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
     put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
     put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
@@ -53,6 +56,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.replies, &wanted.replies, Step::RemoveReply);
     remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
     remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
+    remove(&mut steps, &current.tunnels, &wanted.tunnels, Step::RemoveTunnel);
     remove(&mut steps, &current.interfaces, &wanted.interfaces, Step::RemoveInterface);
     steps
 }
@@ -94,7 +98,7 @@ fn store(steps: &mut Vec<Step>, table: u32, before: &[Slot], after: &[Slot]) {
 
 #[cfg(test)]
 mod tests {
-    use foobar_lb_ebpf::layout::{NO_BACKEND, NextHop, TCP, mapped};
+    use foobar_lb_ebpf::layout::{NO_ADDRESS, NO_BACKEND, NextHop, TCP, mapped, mode};
     use proptest::prelude::*;
 
     use super::*;
@@ -119,12 +123,23 @@ mod tests {
                 let service = end(100 + number);
                 for &host in &backends {
                     image.backends.insert(id(host), backend(host));
-                    let reply = Reply { service, backend: id(host), direct: 0 };
+                    let reply = Reply { service, backend: id(host), direct: 0, mss: 0, pad: 0 };
                     image.replies.insert(end(host + number * 10), reply);
                 }
                 let owner = |owner: &usize| Slot::settled(id(backends[owner % backends.len()]));
                 image.tables.insert(first, owners.iter().map(owner).collect());
-                image.services.insert(service, Service { first_slot: first, slots: 4, idle: idle.into() });
+                let idle = idle.into();
+                image.services.insert(
+                    service,
+                    Service {
+                        first_slot: first,
+                        slots: 4,
+                        idle,
+                        mode: mode::NAT,
+                        mss: 0,
+                        affinity: NO_ADDRESS,
+                    },
+                );
                 image.addresses.insert(service.address, 1);
             }
             image

@@ -3,19 +3,28 @@
 
 mod flows;
 
-use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, net::Ipv6Addr};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    convert::Infallible,
+    net::Ipv6Addr,
+};
 
+use elsa::FrozenMap;
 use flows::Maps;
 use foobar_lb_ebpf::{
-    balance::{Tables, balance},
+    balance::balance,
+    complain::Limit,
     flow::{HashKey, Parsed, hash_key},
+    forward::Hop,
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, NextHop, Reply, Service, Slot, Traffic,
-        capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FragmentKey, Interface, NextHop, Reply, Service,
+        Slot, Traffic, Tunnel, capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
+    tables::Tables,
 };
 use ipnet::IpNet;
 
@@ -37,6 +46,8 @@ pub struct Twin {
     image: Image,
     hash_key: HashKey,
     flows: Maps,
+    datagrams: FrozenMap<FragmentKey, Box<Ends>>,
+    limit: Cell<Limit>,
     reasons: RefCell<Vec<Count>>,
     traffic: RefCell<BTreeMap<u32, Traffic>>,
 }
@@ -56,6 +67,8 @@ impl Twin {
             image,
             hash_key: hash_key(seed),
             flows: Maps::new(flows, half_open),
+            datagrams: FrozenMap::new(),
+            limit: Cell::default(),
             reasons: RefCell::new(vec![Count::default(); Reason::ALL.len()]),
             traffic: RefCell::default(),
         }
@@ -70,8 +83,11 @@ impl Twin {
     }
 
     /// Decides what becomes of a frame that arrives on the interface with this index, and rewrites it.
-    pub fn run(&self, frame: &mut [u8], ingress: u32) -> Verdict {
-        balance(&mut Buffer { bytes: frame, ingress }, self)
+    pub fn run(&self, frame: &mut Vec<u8>, ingress: u32) -> Verdict {
+        let mut packet = Buffer { bytes: std::mem::take(frame), ingress };
+        let verdict = balance(&mut packet, self);
+        *frame = packet.bytes;
+        verdict
     }
 
     /// How often each reason occurred.
@@ -136,24 +152,44 @@ impl Tables for Twin {
         self.image.backends.get(&id)
     }
 
+    fn tunnel(&self, backend: u32) -> Option<&Tunnel> {
+        self.image.tunnels.get(&backend)
+    }
+
+    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
+        self.datagrams.get(datagram)
+    }
+
+    fn remember_ports(&self, datagram: &FragmentKey, ends: Ends) {
+        self.datagrams.insert(*datagram, Box::new(ends));
+    }
+
     fn interface(&self, index: u32) -> Option<&Interface> {
         self.image.interfaces.get(&index)
     }
 
-    fn route(&self, parsed: &Parsed, _: u32, _: &Address) -> Result<Option<NextHop>, Reason> {
+    fn route(&self, parsed: &Parsed, _: u32, _: &Address, hop: &mut Hop) -> Result<(), Reason> {
         let client = Ipv6Addr::from(parsed.flow.destination.address.0).to_canonical();
         let known = self.routes.iter().filter(|(prefix, _)| prefix.contains(&client));
         let (_, route) = known.max_by_key(|(prefix, _)| prefix.prefix_len()).ok_or(Reason::NoRoute)?;
-        let hop = (*route)?;
-        match u32::from(parsed.ip.length) <= hop.mtu {
-            true if hop.interface != 0 => Ok(Some(hop)),
-            false if !parsed.ip.may_fragment => Err(Reason::ReplyTooBig),
-            _ => Ok(None),
+        let next_hop = (*route)?;
+        match u32::from(parsed.ip.length) <= next_hop.mtu {
+            true => *hop = Hop::to(&next_hop),
+            false if !parsed.ip.may_fragment => return Err(Reason::ReplyTooBig),
+            false => {}
         }
+        Ok(())
     }
 
     fn now(&self) -> u64 {
         self.now
+    }
+
+    fn may_complain(&self) -> bool {
+        let mut limit = self.limit.get();
+        let admitted = limit.admits(self.now);
+        self.limit.set(limit);
+        admitted
     }
 
     fn count(&self, reason: Reason, bytes: u64) {

@@ -59,7 +59,9 @@ impl Toolchain {
         let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| ARCH.to_owned());
         let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
         // v3 is Linux 5.1: arithmetic and jumps of 32 bits.
-        let flags = [&arch, "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+        // Else every copy and clearing of more than a word or two is a call of a loop over its bytes.
+        let inline_copies = "-Clink-arg=--disable-expand-memcpy-in-order";
+        let flags = [&arch, "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf", inline_copies];
         let mut command = self.command("cargo");
         command
             .args([subcommand, "--package=foobar-lb-ebpf", "--bins", "--release"])

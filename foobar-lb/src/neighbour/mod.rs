@@ -47,6 +47,10 @@ pub struct NextHop {
     pub destination: [u8; 6],
     /// Largest IP packet in bytes that fits: the interface's MTU, or the route's where that is smaller.
     pub mtu: u32,
+    /// The neighbour is the target itself, not a gateway.
+    pub on_link: bool,
+    /// The address of this machine that the kernel would send from.
+    pub local: Option<IpAddr>,
 }
 
 /// A network interface.
@@ -60,6 +64,8 @@ pub struct Link {
     pub up: bool,
     /// Largest IP packet in bytes it carries.
     pub mtu: u32,
+    /// This machine's addresses on it that others may answer to, the preferred ones first.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What the data path needs to know of the machine's network.

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStream, TryStreamExt, channel::mpsc::UnboundedReceiv
 use ipnet::IpNet;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
@@ -171,7 +171,7 @@ fn decode_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change
 fn decode_link(message: LinkMessage) -> Link {
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
-    let mut link = Link { name: String::new(), mac: None, up, mtu: 0 };
+    let mut link = Link { name: String::new(), mac: None, up, mtu: 0, addresses: Vec::new() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -209,6 +209,10 @@ fn add_address(tables: &mut Tables, message: &AddressMessage) {
     // The prefix is that of the peer where there is one; else IPv4 repeats the address, IPv6 has no local.
     let (Some(local), Some(peer)) = (local.or(peer), peer.or(local)) else { return };
     tables.locals.insert(local);
+    let link = tables.links.get_mut(&message.header.index);
+    if let Some(link) = link.filter(|_| message.header.scope == AddressScope::Universe) {
+        link.addresses.push(local);
+    }
     let Ok(prefix) = IpNet::new(peer, message.header.prefix_len) else { return };
     if prefix.prefix_len() < prefix.max_prefix_len() || peer != local {
         tables.connected.insert((prefix.trunc(), message.header.index));
@@ -219,7 +223,7 @@ fn decode_route(target: IpAddr, message: &RouteMessage) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut interface, mut via, mut mtu) = (None, target, None);
+    let (mut interface, mut via, mut mtu, mut local) = (None, target, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
@@ -227,6 +231,8 @@ fn decode_route(target: IpAddr, message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => via = (*gateway).into(),
             // An IPv4 target behind an IPv6 gateway (RFC 5549).
             RouteAttribute::Via(RouteVia::Inet6(gateway)) => via = (*gateway).into(),
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => local = Some((*source).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => local = Some((*source).into()),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -236,7 +242,7 @@ fn decode_route(target: IpAddr, message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    Some(Route { interface: interface?, via, mtu })
+    Some(Route { interface: interface?, via, mtu, local })
 }
 
 /// None for entries of other protocols than IP (a bridge's forwarding table).

@@ -32,6 +32,8 @@ pub(super) struct Route {
     pub via: IpAddr,
     /// Where the route knows of a smaller MTU than the link's.
     pub mtu: Option<u32>,
+    /// The address of this machine that the kernel prefers on it.
+    pub local: Option<IpAddr>,
 }
 
 /// An entry of the neighbour table.
@@ -48,7 +50,7 @@ pub(super) enum Neighbour {
 impl Tables {
     pub fn view(&self) -> View {
         let next_hops =
-            self.routes.iter().filter_map(|(&target, route)| Some((target, self.next_hop(route)?)));
+            self.routes.iter().filter_map(|(&target, route)| Some((target, self.next_hop(target, route)?)));
         View {
             next_hops: next_hops.collect(),
             locals: self.locals.clone(),
@@ -72,14 +74,15 @@ impl Tables {
             .collect()
     }
 
-    fn next_hop(&self, route: &Route) -> Option<NextHop> {
+    fn next_hop(&self, target: IpAddr, route: &Route) -> Option<NextHop> {
         let (source, link_mtu) = self.source(route)?;
         let destination = match self.neighbours.get(&(route.interface, route.via))? {
             Neighbour::Fresh(mac) | Neighbour::Stale(mac) => *mac,
             Neighbour::Unresolved => return None,
         };
         let mtu = route.mtu.map_or(link_mtu, |mtu| mtu.min(link_mtu));
-        Some(NextHop { interface: route.interface, source, destination, mtu })
+        let on_link = route.via == target;
+        Some(NextHop { interface: route.interface, source, destination, mtu, on_link, local: route.local })
     }
 
     /// The MAC address and MTU of the route's link, if frames can be sent on it.
@@ -103,8 +106,8 @@ mod tests {
     /// One target behind a gateway on one link.
     fn tables(neighbour: Option<Neighbour>) -> Tables {
         let gateway = address("10.0.0.1");
-        let link = Link { name: "eth7".into(), mac: Some(LINK_MAC), up: true, mtu: 1500 };
-        let route = Route { interface: 7, via: gateway, mtu: None };
+        let link = Link { name: "eth7".into(), mac: Some(LINK_MAC), up: true, mtu: 1500, addresses: vec![] };
+        let route = Route { interface: 7, via: gateway, mtu: None, local: None };
         Tables {
             links: [(7, link)].into(),
             routes: [(address("192.0.2.1"), route)].into(),
@@ -116,7 +119,14 @@ mod tests {
     #[test]
     fn a_next_hop_is_the_gateways_mac_on_the_routes_link() {
         for neighbour in [Neighbour::Fresh(GATEWAY_MAC), Neighbour::Stale(GATEWAY_MAC)] {
-            let expected = NextHop { interface: 7, source: LINK_MAC, destination: GATEWAY_MAC, mtu: 1500 };
+            let expected = NextHop {
+                interface: 7,
+                source: LINK_MAC,
+                destination: GATEWAY_MAC,
+                mtu: 1500,
+                on_link: false,
+                local: None,
+            };
             let view = tables(Some(neighbour)).view();
             assert_eq!(view.next_hops, [(address("192.0.2.1"), expected)].into(), "{neighbour:?}");
         }

@@ -1,0 +1,80 @@
+//! The [`Packet`] of the kernel: what the XDP context holds.
+
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
+use foobar_lb_ebpf::{
+    extension::Beyond,
+    flow::MOST_EXTENSIONS,
+    mss,
+    packet::{Frame, Packet},
+    reason::Reason,
+};
+
+/// A packet that has arrived.
+pub struct Arrived<'c>(pub &'c XdpContext);
+
+impl Packet for Arrived<'_> {
+    #[inline(always)]
+    fn frame(&mut self) -> Frame<'_> {
+        // SAFETY: the kernel lends these bytes to the program while it runs.
+        unsafe { Frame::new(self.0.data(), self.0.data_end()) }
+    }
+
+    #[inline(always)]
+    fn length(&mut self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.0.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn move_start(&mut self, bytes: i32) -> Result<(), Reason> {
+        // SAFETY: the context is the program's own; frames borrow the packet, so none outlives the call.
+        let refused = unsafe { bpf_xdp_adjust_head(self.0.ctx, bytes) };
+        if refused == 0 { Ok(()) } else { Err(Reason::NoRoom) }
+    }
+
+    #[inline(always)]
+    fn move_end(&mut self, bytes: i32) -> Result<(), Reason> {
+        // SAFETY: as in `move_start`.
+        let refused = unsafe { bpf_xdp_adjust_tail(self.0.ctx, bytes) };
+        if refused == 0 { Ok(()) } else { Err(Reason::NoRoom) }
+    }
+
+    #[inline(always)]
+    fn beyond(&mut self, next: u32, protocol: u8, extensions: u32) -> Beyond {
+        Beyond::from_word(beyond(self.0.ctx, next, protocol.into(), extensions))
+    }
+
+    #[inline(always)]
+    fn clamp_mss(&mut self, tcp: u32, most: u16) {
+        clamp_mss(self.0.ctx, tcp, most.into());
+    }
+}
+
+// What follows is rarely needed, and loops. As functions of their own, with C's calling convention and names for the
+// linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call.
+
+/// [`Beyond::of`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn beyond(context: *mut xdp_md, next: u32, protocol: u32, extensions: u32) -> u64 {
+    let context = XdpContext::new(context);
+    Beyond::of(&Arrived(&context).frame(), next, protocol as u8, extensions.min(MOST_EXTENSIONS)).to_word()
+}
+
+/// [`mss::clamp`]. The kernel wants a function to return a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clamp_mss(context: *mut xdp_md, tcp: u32, most: u32) -> u32 {
+    let context = XdpContext::new(context);
+    mss::clamp(&mut Arrived(&context).frame(), tcp, most as u16);
+    0
+}

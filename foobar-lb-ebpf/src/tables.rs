@@ -1,0 +1,66 @@
+//! What the data path asks of the world outside a packet.
+
+use crate::{
+    conntrack::{self, Conntrack},
+    flow::{HashKey, Kind, Parsed},
+    forward::Hop,
+    headers::Side,
+    layout::{
+        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Reply, Service, Slot, Tunnel,
+    },
+    reason::Reason,
+};
+
+/// What the data path asks of its maps and of the kernel; `layout` says what each map holds.
+pub trait Tables {
+    /// Where it keeps remembered flows.
+    type Conntrack: Conntrack;
+
+    /// Remembered flows.
+    fn conntrack(&self) -> &Self::Conntrack;
+    /// The key of the flow hash.
+    fn hash_key(&self) -> &HashKey;
+    /// The service of clients' packets to this end.
+    fn service(&self, destination: &Endpoint) -> Option<&Service>;
+    /// What packets from this end are rewritten to.
+    fn reply(&self, source: &Endpoint) -> Option<&Reply>;
+    /// Bits of [`address_flag`](crate::layout::address_flag); 0 for an address of no interest.
+    fn address_flags(&self, address: &Address) -> u32;
+    /// Whether the client is in this list of direct clients.
+    fn is_direct(&self, list: u32, client: &Address) -> bool;
+    /// A slot of the arena.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// A backend.
+    fn backend(&self, id: u32) -> Option<&Backend>;
+    /// The outer headers of packets to a backend.
+    fn tunnel(&self, backend: u32) -> Option<&Tunnel>;
+    /// The ports of a fragmented datagram.
+    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends>;
+    /// Remembers the ports of a fragmented datagram.
+    fn remember_ports(&self, datagram: &FragmentKey, ends: Ends);
+    /// An attached interface.
+    fn interface(&self, index: u32) -> Option<&Interface>;
+    /// Asks the kernel for the way to a client, which stays unknown where a neighbour has to be resolved first.
+    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address, hop: &mut Hop) -> Result<(), Reason>;
+
+    /// Nanoseconds of a clock that never goes back.
+    fn now(&self) -> u64;
+    /// Whether one more sender may be told why its packet does not go on, see [`Limit`](crate::complain::Limit).
+    fn may_complain(&self) -> bool;
+
+    /// Counts a frame of this many bytes under a reason.
+    fn count(&self, reason: Reason, bytes: u64);
+    /// Counts a frame of this many bytes towards (`Destination`) or from (`Source`) a backend.
+    fn count_traffic(&self, backend: u32, side: Side, bytes: u64);
+    /// Counts a remembered flow that leaves its backend, which does not serve any more.
+    fn count_repicked(&self, backend: u32);
+
+    /// The backend of a packet whose slot is not settled. The kernel has this as a function of its own.
+    #[inline(always)]
+    fn follow(&self, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32
+    where
+        Self: Sized,
+    {
+        conntrack::follow(self, flow, kind, slot, idle)
+    }
+}
