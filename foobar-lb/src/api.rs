@@ -67,7 +67,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// How packets reach the backends.
+    /// How packets reach the backends: `nat`, `dsr` or `tunnel`.
     pub mode: String,
     /// Slots of its table.
     pub slots: u32,
@@ -83,7 +83,7 @@ pub struct Service {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Frames its backends sent to clients.
+    /// Frames its backends sent to clients; none but in mode `nat`, as the others pass the balancer by.
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
@@ -108,7 +108,7 @@ pub struct Backend {
     pub repicked: u64,
     /// What was measured.
     pub health: String,
-    /// What the last probe met.
+    /// What the last probe met, or why packets cannot reach it.
     pub reason: String,
     /// How long its health has been what it is; absent before the first probe.
     pub since_seconds: Option<u64>,

@@ -53,7 +53,7 @@ pub async fn attach(
     reloads: mpsc::Receiver<()>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let interfaces = start::inspect(&options).await?;
+    let interfaces = start::inspect(&options.interfaces).await?;
     let seed = start::prepare_state(&config)?;
     let mut listeners = Listeners::bind(&config).await?;
     let (sender, mut events) = mpsc::channel(1024);

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     api,
-    bpf::{self, Bpf, Link},
+    bpf::{self, Attach, Bpf, Link},
     config::MAX_WEIGHT,
     health::Report,
     image::Image,
@@ -378,14 +378,18 @@ impl Daemon {
     }
 }
 
-/// Backends that are reached by an interface without the program get their packets from the kernel.
+/// Backends that are reached by an interface without the program get their packets from the kernel, if its mode lets
+/// it.
 fn warn_of_unattached(state: &State) {
     for backend in state.backends() {
         let Some(hop) = backend.next_hop else { continue };
-        if !state.attached.contains_key(&hop.interface) {
+        let name = &backend.config.name;
+        if let Some(obstacle) = &backend.obstacle {
+            warn!(backend = %name, "no packet can be sent to it: {obstacle}");
+        } else if !state.attached.contains_key(&hop.interface) {
             let link = state.view().links.get(&hop.interface);
             warn!(
-                backend = %backend.config.name,
+                backend = %name,
                 "reached by {}, which is not attached: its packets are handed to the kernel, and its replies \
                  are not seen; name that interface too",
                 link.map_or("an interface", |link| &link.name)

@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod decap;
 pub mod health;
 pub mod image;
 pub mod maglev;

@@ -1,6 +1,8 @@
 //! The command line: parses the words, runs the daemon or asks it, and turns the outcome into an exit code.
 
+mod decap_command;
 mod table;
+mod verify_command;
 
 use std::{
     io::IsTerminal,
@@ -10,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use decap_command::Decap;
 use foobar_lb::{
     api::Word,
     attach,
@@ -70,6 +73,14 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Make this machine a backend of `tunnel` or `dsr` services until Ctrl-C.
+    ///
+    /// Not for the balancer: it is for backends whose kernel has no devices that take outer headers off, or that have
+    /// no use for such. Puts the VIPs on lo, keeps ARP quiet about them, and attaches a small XDP program to every
+    /// named interface that takes the outer headers off packets for them (IP in IP and GUE, both families in either).
+    /// Ctrl-C or SIGTERM undoes all of it and prints what was counted. `--print-recipe` shows how to do without it.
+    #[command(override_usage = "foobar-lb decap [OPTIONS] <IFACE>... --vip <ADDRESS>...")]
+    Decap(Decap),
     /// Validate a configuration.
     ///
     /// Exit code 0, or 2 with the place of each mistake, what is wrong and what would be right.
@@ -78,6 +89,11 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Load the XDP programs into this machine's kernel, attached nowhere, and print how large they are.
+    ///
+    /// Shows whether this kernel takes them; where it does not, what it says. Needs root, and disturbs nothing that
+    /// runs.
+    Verify,
     /// Have the running balancer read its configuration again.
     ///
     /// It is the file that `attach` was given; SIGHUP does the same. It is validated whole, then applied, or refused
@@ -219,8 +235,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 Err(code) => Ok(code),
             }
         }
+        Command::Decap(decap) => decap.run().await,
         Command::Detach { interfaces, config, socket } => detach(interfaces, &config.config, socket).await,
         Command::Check { file } => Ok(check(&file)),
+        Command::Verify => verify_command::verify(),
         Command::Reload { socket } => reload(&socket_path(socket)).await,
         Command::Backend(command) => command.run().await,
         Command::Status { json, socket } => status(json, &socket_path(socket)).await,
@@ -256,19 +274,24 @@ fn load(file: &Path) -> Result<Config, ExitCode> {
 }
 
 async fn attach(config: Config, options: Options) -> Result<ExitCode> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let shutdown = asked_to_end()?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
     let (ask, reloads) = mpsc::channel(1);
     tokio::spawn(async move { while hangup.recv().await.is_some() && ask.send(()).await.is_ok() {} });
-    let shutdown = async move {
+    attach::attach(config, options, reloads, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Comes to its end when the operator or the service manager wants this process to. From now on neither kills it.
+fn asked_to_end() -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-    };
-    attach::attach(config, options, reloads, shutdown).await?;
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 async fn detach(interfaces: Vec<String>, file: &Path, socket: Socket) -> Result<ExitCode> {
@@ -303,6 +326,7 @@ fn check(file: &Path) -> ExitCode {
             let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
             let services = config.services.len();
             println!("{}: valid: services {services}, backends {backends}", file.display());
+            config.notes().iter().for_each(|note| println!("{note}"));
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -22,8 +22,9 @@ use tokio::{
 };
 
 use crate::{
-    api::{Backend, Status},
+    api::{Backend, Service, Status},
     daemon::Event,
+    model::Mode,
 };
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -61,6 +62,14 @@ async fn metrics(State(events): State<mpsc::Sender<Event>>) -> Response {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ServiceLabels {
+    service: String,
+    address: String,
+    protocol: String,
+    mode: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BackendLabels {
     service: String,
     backend: String,
@@ -90,6 +99,7 @@ fn render(status: &Status) -> Result<String, std::fmt::Error> {
     let failing = Gauge::<i64>::default();
     failing.set(i64::from(status.failure.is_some()));
     registry.register("update_failing", "1 while the maps are not as they should be", failing);
+    register_services(&mut registry, status);
     register_backends(&mut registry, status);
     register_traffic(&mut registry, status);
     let reasons = Counts::<ReasonLabels>::default();
@@ -102,11 +112,25 @@ fn render(status: &Status) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
+fn register_services(registry: &mut Registry, status: &Status) {
+    let services = Family::<ServiceLabels, Gauge>::default();
+    for service in &status.services {
+        let labels = ServiceLabels {
+            service: service.name.clone(),
+            address: service.address.to_string(),
+            protocol: service.protocol.clone(),
+            mode: service.mode.clone(),
+        };
+        services.get_or_create(&labels).set(1);
+    }
+    registry.register("service_info", "1 for each service, with where and how it is reached", services);
+}
+
 fn register_backends(registry: &mut Registry, status: &Status) {
     let gauges: [Family<BackendLabels, Gauge>; 4] = Default::default();
     let [up, eligible, slots, draining] = &gauges;
     let repicked = Counts::<BackendLabels>::default();
-    for (labels, backend) in labelled(status) {
+    for (labels, _, backend) in labelled(status) {
         up.get_or_create(&labels).set(i64::from(backend.health == "up"));
         eligible.get_or_create(&labels).set(i64::from(backend.eligible));
         slots.get_or_create(&labels).set(i64::from(backend.slots));
@@ -127,28 +151,30 @@ fn register_backends(registry: &mut Registry, status: &Status) {
 
 fn register_traffic(registry: &mut Registry, status: &Status) {
     let (packets, bytes) = (Counts::<TrafficLabels>::default(), Counts::<TrafficLabels>::default());
-    for (labels, backend) in labelled(status) {
-        for (direction, frames, size) in [
-            ("forward", backend.packets, backend.bytes),
-            ("reply", backend.reply_packets, backend.reply_bytes),
-        ] {
+    for (labels, service, backend) in labelled(status) {
+        let forward = ("forward", backend.packets, backend.bytes);
+        // Replies of other modes pass the balancer by: a 0 would say that there are none.
+        let reply = ("reply", backend.reply_packets, backend.reply_bytes);
+        let reply = (service.mode == Mode::Nat.name()).then_some(reply);
+        for (direction, frames, size) in [forward].into_iter().chain(reply) {
             let BackendLabels { service, backend, address } = labels.clone();
             let labels = TrafficLabels { service, backend, address, direction };
             packets.get_or_create(&labels).inc_by(frames);
             bytes.get_or_create(&labels).inc_by(size);
         }
     }
-    registry.register("backend_packets", "Frames forwarded to it and replied by it", packets);
+    let help = "Frames forwarded to it and, in mode nat, replied by it";
+    registry.register("backend_packets", help, packets);
     registry.register_with_unit("backend", "Bytes of those frames", Unit::Bytes, bytes);
 }
 
-fn labelled(status: &Status) -> impl Iterator<Item = (BackendLabels, &Backend)> {
+fn labelled(status: &Status) -> impl Iterator<Item = (BackendLabels, &Service, &Backend)> {
     status.services.iter().flat_map(|service| {
         let labels = |backend: &Backend| BackendLabels {
             service: service.name.clone(),
             backend: backend.name.clone(),
             address: backend.address.to_string(),
         };
-        service.backends.iter().map(move |backend| (labels(backend), backend))
+        service.backends.iter().map(move |backend| (labels(backend), service, backend))
     })
 }

@@ -26,10 +26,96 @@ impl fmt::Display for Protocol {
 }
 
 /// How a service's packets reach its backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The destination is rewritten; replies come back through the balancer and are rewritten without state.
     Nat,
+    /// Only the MAC addresses change: backends on the balancer's own links have the VIP and reply directly.
+    Dsr,
+    /// The packet travels inside another to the backend, which takes it out, has the VIP and replies directly.
+    Tunnel(Tunnel),
+}
+
+impl Mode {
+    /// The name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dsr => "dsr",
+            Self::Tunnel(_) => "tunnel",
+        }
+    }
+
+    /// Whether packets reach the backend with the VIP and the port that the client sent them to.
+    pub fn keeps_destination(&self) -> bool {
+        !matches!(self, Self::Nat)
+    }
+}
+
+/// The outer headers of a service's packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// What they are.
+    pub encapsulation: Encapsulation,
+    /// Where outer sources are taken from, at most one prefix for each family; whatever is longer than the prefix
+    /// varies with the flow. Without one the source is the balancer's own address towards the backend.
+    pub sources: Vec<IpNet>,
+}
+
+/// How a packet travels inside another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// IP in IP, any family in any (RFC 2003, RFC 2473, RFC 4213).
+    Ipip,
+    /// Generic UDP encapsulation, to this port.
+    Gue(u16),
+}
+
+/// Which flows of a service share a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// None: every flow has its own.
+    Flow,
+    /// Those of clients whose addresses begin with the same so many bits.
+    Source(u8),
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flow => f.write_str("flow"),
+            Self::Source(bits) => write!(f, "source/{bits}"),
+        }
+    }
+}
+
+/// The largest segment that TCP connections of a service may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mss {
+    /// What fits on the way to every one of its backends.
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+/// What the balancer does for a VIP apart from the services on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// What becomes of TCP and UDP to a port that no service has.
+    pub unmatched: Unmatched,
+    /// Whether the balancer answers pings of it.
+    pub ping: bool,
+}
+
+/// What becomes of packets to a port of a VIP that no service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmatched {
+    /// The kernel gets them if it has the address; else they are dropped, as passing them on would make a loop.
+    Pass,
+    /// They are dropped.
+    Drop,
+    /// Their sender gets a RST, or an ICMP error.
+    Reject,
 }
 
 /// What clients share: where a service is reached. One service per key.
@@ -84,6 +170,8 @@ pub struct Service {
     pub key: ServiceKey,
     /// How packets reach the backends.
     pub mode: Mode,
+    /// Which flows share a backend.
+    pub affinity: Affinity,
     /// Slots of its Maglev table; a prime.
     pub table_size: u32,
     /// How long a slot that changed its owner still honours the previous one.
@@ -98,6 +186,10 @@ pub struct Service {
     pub remember: Remember,
     /// Clients that talk to the backends directly: replies to them are not rewritten.
     pub direct: Vec<IpNet>,
+    /// The largest segment of its TCP connections, where that is clamped.
+    pub mss: Option<Mss>,
+    /// What is done for its VIP; the same for all services on one.
+    pub vip: Vip,
     /// Whether the balancer answers ARP and neighbour solicitations for the VIP.
     pub announce: bool,
     /// What happens to new flows when no backend is eligible.

@@ -2,7 +2,7 @@
 //! taking it down again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -14,11 +14,12 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{self, Bpf, Capacities, Link, Mode},
+    bpf::{self, Attach, Bpf, Capacities, Link, Mode},
     config::{self, Config},
+    model::Unmatched,
     neighbour::{self, Interface},
     seed,
-    sysctl::{self, Families, NoRedirects, Requirement, Sysctls},
+    sysctl::{self, Demands, Families, NoRedirects, Requirement, Sysctls},
 };
 
 /// What the operator asked of `attach`.
@@ -96,28 +97,40 @@ pub enum Error {
 }
 
 /// The interfaces that were asked for, looked at; nothing is changed yet.
-pub async fn inspect(options: &Options) -> Result<Vec<(String, Interface)>, Error> {
-    require_privileges()?;
-    let mut interfaces: Vec<(String, Interface)> = Vec::new();
-    for name in &options.interfaces {
-        let interface = neighbour::interface(name).await?;
-        if interfaces.iter().any(|(_, other)| other.index == interface.index) {
-            return Err(Error::Twice { interface: name.clone() });
-        }
+pub async fn inspect(names: &[String]) -> Result<Vec<(String, Interface)>, Error> {
+    require_privileges(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON])?;
+    let interfaces = find_interfaces(names).await?;
+    for (name, interface) in &interfaces {
         if let Some(attachment) = interface.xdp {
             let program = bpf::describe_program(attachment.program_id);
             return Err(Error::Busy { interface: name.clone(), program });
+        }
+    }
+    Ok(interfaces)
+}
+
+/// The same where no program is to be attached.
+pub async fn inspect_without_program(names: &[String]) -> Result<Vec<(String, Interface)>, Error> {
+    require_privileges(&[Capability::CAP_NET_ADMIN])?;
+    find_interfaces(names).await
+}
+
+async fn find_interfaces(names: &[String]) -> Result<Vec<(String, Interface)>, Error> {
+    let mut interfaces: Vec<(String, Interface)> = Vec::new();
+    for name in names {
+        let interface = neighbour::interface(name).await?;
+        if interfaces.iter().any(|(_, other)| other.index == interface.index) {
+            return Err(Error::Twice { interface: name.clone() });
         }
         interfaces.push((name.clone(), interface));
     }
     Ok(interfaces)
 }
 
-fn require_privileges() -> Result<(), Error> {
-    let needed = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+fn require_privileges(needed: &[Capability]) -> Result<(), Error> {
     let lacks =
         |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
-    let missing: Vec<_> = needed.into_iter().filter(lacks).collect();
+    let missing: Vec<_> = needed.iter().copied().filter(lacks).collect();
     if missing.is_empty() { Ok(()) } else { Err(Error::Privileges { missing }) }
 }
 
@@ -161,13 +174,11 @@ impl Settings {
         locals: &[IpAddr],
     ) -> Result<(), Error> {
         let sysctls = Sysctls::default();
-        let vips = config.services.iter().map(|service| service.key.address.ip());
         // A VIP that others move, as keepalived does, may become an address of this machine at any time.
-        let may_move_here = config.services.iter().any(|service| !service.announce) && set_sysctls;
-        let local_vip = may_move_here || vips.clone().any(|vip| locals.contains(&vip));
-        let families: Families = vips.collect();
-        let mut wanted = sysctls.redirects(interfaces)?;
-        let missing = sysctls.needed(interfaces, families, local_vip)?;
+        let demands = Demands::new(&config.services, locals, set_sysctls);
+        let rewrites = demands.replies != Families::default();
+        let mut wanted = if rewrites { sysctls.redirects(interfaces)? } else { Vec::new() };
+        let missing = sysctls.needed(interfaces, demands)?;
         if set_sysctls {
             wanted.extend(missing);
         } else if missing.iter().any(|requirement| requirement.fatal) {
@@ -176,13 +187,26 @@ impl Settings {
             missing.iter().for_each(|requirement| warn!("missing kernel setting: {requirement}"));
         }
         sysctls.set(&wanted, &self.saved)?;
-        if families.v6 && self.no_redirects.is_none() {
+        if demands.replies.v6 && self.no_redirects.is_none() {
             self.no_redirects = forbid_ipv6_redirects();
         }
-        for chain in sysctl::dropping_forward_chains(families)? {
+        for chain in sysctl::dropping_forward_chains(demands.replies)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
         }
+        warn_of_closed_addresses(config, locals);
         Ok(())
+    }
+}
+
+/// Whoever closes an address of this machine to all but the services may lock himself out.
+fn warn_of_closed_addresses(config: &Config, locals: &[IpAddr]) {
+    let closed = config.services.iter().filter(|service| service.vip.unmatched != Unmatched::Pass);
+    let vips: BTreeSet<IpAddr> = closed.map(|service| service.key.address.ip()).collect();
+    for vip in vips.iter().filter(|vip| locals.contains(vip)) {
+        warn!(
+            "{vip} is an address of this machine: with its `unmatched`, TCP connections to it that are for no \
+             service are refused on attached interfaces, ssh among them"
+        );
     }
 }
 
@@ -215,7 +239,7 @@ pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
 /// Attaches to all interfaces or to none. Without a chosen mode all are native or all generic, because what one
 /// interface receives in the driver cannot be sent by the driver of one that has no XDP.
 pub fn attach(
-    bpf: &mut Bpf,
+    bpf: &mut impl Attach,
     interfaces: &[(String, Interface)],
     mode: Option<Mode>,
 ) -> Result<BTreeMap<u32, Link>, Error> {
@@ -234,7 +258,7 @@ pub fn attach(
 }
 
 fn attach_all(
-    bpf: &mut Bpf,
+    bpf: &mut impl Attach,
     interfaces: &[(String, Interface)],
     mode: Mode,
 ) -> Result<BTreeMap<u32, Link>, bpf::Error> {
@@ -266,6 +290,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub fn render(interfaces: &[(String, Interface)]) -> BTreeMap<u32, layout::Interface> {
     interfaces
         .iter()
-        .map(|(_, Interface { index, mac, .. })| (*index, layout::Interface { mac: *mac, pad: [0; 2] }))
+        .map(|(_, Interface { index, mac, .. })| (*index, layout::Interface::new(*mac)))
         .collect()
 }

@@ -70,7 +70,7 @@ impl Sources<'_> {
             name: config.name.clone(),
             address: config.key.address,
             protocol: config.key.protocol.to_string(),
-            mode: "nat".to_owned(),
+            mode: service.config.mode.name().to_owned(),
             slots: config.table_size,
             slots_unsettled: service.table.unsettled() as u32,
             slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),

@@ -2,18 +2,23 @@
 //! old values back, also after a crash. Everyone else leaves `/proc/sys` alone. Firewalls that would
 //! drop what the kernel forwards are looked for in [`dropping_forward_chains`]; they are only reported.
 
+mod backend;
+mod demands;
 mod forward_policy;
 mod record;
 mod redirects;
 
 use std::{
     fmt, fs, io,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use self::record::{Change, Record};
-pub use self::{forward_policy::dropping_forward_chains, redirects::NoRedirects};
+pub use self::{
+    demands::{Demands, Families},
+    forward_policy::dropping_forward_chains,
+    redirects::NoRedirects,
+};
 
 /// Writing this one overwrites the value of every interface.
 const ALL_IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
@@ -28,24 +33,6 @@ const WHY_RP_FILTER: &str = "strict reverse path filtering (1 here or for all) d
 const WHY_ACCEPT_LOCAL: &str = "where a VIP is an address of this machine, the kernel drops replies from it \
     that come in from outside";
 const WHY_REDIRECTS: &str = "ICMP redirects would teach backends a way to clients past the balancer";
-
-/// The address families of the services.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Families {
-    /// Some VIP is an IPv4 address.
-    pub v4: bool,
-    /// Some VIP is an IPv6 address.
-    pub v6: bool,
-}
-
-impl FromIterator<IpAddr> for Families {
-    fn from_iter<I: IntoIterator<Item = IpAddr>>(vips: I) -> Self {
-        vips.into_iter().fold(Self::default(), |families, vip| Self {
-            v4: families.v4 || vip.is_ipv4(),
-            v6: families.v6 || vip.is_ipv6(),
-        })
-    }
-}
 
 /// A setting that is not as the data path needs it. Displayed as the command that would set it, with the
 /// reason as a comment.
@@ -159,8 +146,8 @@ impl Sysctls {
         Self { root: root.into() }
     }
 
-    /// The ICMP redirects that must be off whenever a data path is attached. Only IPv4 has such a setting; for
-    /// IPv6 see [`NoRedirects`].
+    /// The ICMP redirects that must be off whenever backends answer through this machine. Only IPv4 has such a setting;
+    /// for IPv6 see [`NoRedirects`].
     ///
     /// # Errors
     /// When a setting cannot be read.
@@ -171,24 +158,18 @@ impl Sysctls {
         found.filter_map(Result::transpose).collect()
     }
 
-    /// What is missing for `interfaces` to serve `families`, in the order in which to set it.
-    /// `local_vip`: an IPv4 VIP is an address of this machine.
+    /// What is missing for `interfaces` to serve, in the order in which to set it.
     ///
     /// # Errors
     /// When a setting cannot be read.
-    pub fn needed(
-        &self,
-        interfaces: &[String],
-        families: Families,
-        local_vip: bool,
-    ) -> Result<Vec<Requirement>, Error> {
+    pub fn needed(&self, interfaces: &[String], demands: Demands) -> Result<Vec<Requirement>, Error> {
         let mut needed = Vec::new();
-        if families.v4 {
-            for interface in interfaces {
-                self.need_ipv4(interface, local_vip, &mut needed)?;
+        for interface in interfaces {
+            if demands.replies.v4 {
+                self.need_ipv4(interface, demands.local_vip, &mut needed)?;
             }
         }
-        if families.v6 {
+        if demands.replies.v6 {
             self.need_ipv6(interfaces, &mut needed)?;
         }
         Ok(needed)
@@ -267,13 +248,9 @@ impl Sysctls {
         needed: &mut Vec<Requirement>,
     ) -> Result<(), Error> {
         needed.extend(self.require(ipv4(interface, "forwarding"), 1, WHY_FORWARDING, true)?);
-        let filter = ipv4(interface, "rp_filter");
-        // The kernel takes the greater of the interface's value and that of all: 2 (loose) beats 1 (strict).
-        if self.read(&filter)?.max(self.read(&ipv4("all", "rp_filter"))?) == 1 {
-            needed.extend(self.require(filter, 2, WHY_RP_FILTER, false)?);
-        }
-        if local_vip && self.read(&ipv4("all", "accept_local"))? == 0 {
-            needed.extend(self.require(ipv4(interface, "accept_local"), 1, WHY_ACCEPT_LOCAL, false)?);
+        needed.extend(self.require_loose_filter(interface, WHY_RP_FILTER)?);
+        if local_vip {
+            needed.extend(self.require_accept_local(interface, WHY_ACCEPT_LOCAL)?);
         }
         Ok(())
     }
@@ -328,6 +305,22 @@ impl Sysctls {
         names.retain(|name| name != "all");
         names.sort();
         Ok(names)
+    }
+
+    fn require_loose_filter(&self, interface: &str, why: &'static str) -> Result<Option<Requirement>, Error> {
+        let filter = ipv4(interface, "rp_filter");
+        // The kernel takes the greater of the interface's value and that of all: 2 (loose) beats 1 (strict).
+        match self.read(&filter)?.max(self.read(&ipv4("all", "rp_filter"))?) {
+            1 => self.require(filter, 2, why, false),
+            _ => Ok(None),
+        }
+    }
+
+    fn require_accept_local(&self, interface: &str, why: &'static str) -> Result<Option<Requirement>, Error> {
+        match self.read(&ipv4("all", "accept_local"))? {
+            0 => self.require(ipv4(interface, "accept_local"), 1, why, false),
+            _ => Ok(None),
+        }
     }
 
     fn require(

@@ -3,7 +3,10 @@
 use std::{fmt::Write as _, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use foobar_lb::api::{Backend, Drain, Service, Status};
+use foobar_lb::{
+    api::{Backend, Drain, Service, Status},
+    model::Mode,
+};
 use jiff::{SignedDuration, Zoned};
 
 /// The status as text, each service with its backends, then the reasons that occurred.
@@ -33,7 +36,7 @@ pub fn render(status: &Status) -> String {
 }
 
 fn render_service(service: &Service) -> String {
-    let Service { name, protocol, address, slots_unsettled, fails_open, when_empty, .. } = service;
+    let Service { name, protocol, address, mode, slots_unsettled, fails_open, when_empty, .. } = service;
     let mut notes = String::new();
     if *fails_open {
         notes.push_str(", NO BACKEND ELIGIBLE: new flows go to all that are enabled");
@@ -47,6 +50,7 @@ fn render_service(service: &Service) -> String {
     let mut table = new_table(&[
         "backend", "address", "admin", "health", "for", "weight", "slots", "packets", "replies", "why",
     ]);
+    let passes_replies = *mode == Mode::Nat.name();
     for backend in &service.backends {
         let since = backend.since_seconds.map(Duration::from_secs).map(humantime::format_duration);
         table.add_row([
@@ -58,13 +62,13 @@ fn render_service(service: &Service) -> String {
             backend.weight.to_string(),
             format!("{:.1}%", 100.0 * f64::from(backend.slots) / f64::from(service.slots)),
             backend.packets.to_string(),
-            backend.reply_packets.to_string(),
+            if passes_replies { backend.reply_packets.to_string() } else { "direct".to_owned() },
             backend.reason.clone(),
         ]);
     }
     align_right(&mut table, 5..=8);
     let drains: String = service.backends.iter().filter_map(render_drain).collect();
-    format!("{name}  {protocol} {address}{notes}\n{table}\n{drains}")
+    format!("{name}  {protocol} {address}  {mode}{notes}\n{table}\n{drains}")
 }
 
 /// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.

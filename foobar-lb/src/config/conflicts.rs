@@ -68,10 +68,11 @@ fn check_siblings(backends: &[BackendDraft], problems: &mut Problems) {
     }
 }
 
-/// Replies of `nat` say nothing but where they come from, and that must name one VIP.
+/// Replies of `nat` say nothing but where they come from, and that must name one VIP. Those of other modes come from
+/// the VIP, so their backends may serve many, and a `nat` service as well.
 fn check_shared_backends(drafts: &[Draft], problems: &mut Problems) {
     let mut users: HashMap<_, (&Draft, Span)> = HashMap::new();
-    for draft in drafts {
+    for draft in drafts.iter().filter(|draft| draft.rewrites_replies()) {
         for address in draft.backends.iter().flat_map(|backend| &backend.address) {
             let Some(protocol) = draft.protocol else { continue };
             let key = (protocol, *address.get_ref());
@@ -146,7 +147,7 @@ fn warn_of_shared_subnets(drafts: &[Draft], problems: &mut Problems) {
 
 fn subnets(drafts: &[Draft]) -> HashMap<IpNet, Subnet<'_>> {
     let mut subnets: HashMap<IpNet, Subnet<'_>> = HashMap::new();
-    for (index, draft) in drafts.iter().enumerate() {
+    for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.rewrites_replies()) {
         for address in draft.backends.iter().flat_map(|backend| &backend.address) {
             let ip = address.get_ref().ip();
             let subnet = subnets.entry(subnet_of(ip)).or_default();
@@ -168,7 +169,7 @@ fn subnet_of(ip: IpAddr) -> IpNet {
 }
 
 /// What occurs more than once: the value, where first, and where again.
-fn repeated<T: Copy + Eq + Hash>(values: impl Iterator<Item = (T, Span)>) -> Vec<(T, Span, Span)> {
+pub(super) fn repeated<T: Copy + Eq + Hash>(values: impl Iterator<Item = (T, Span)>) -> Vec<(T, Span, Span)> {
     let mut firsts: HashMap<T, Span> = HashMap::new();
     let mut repeated = Vec::new();
     for (value, place) in values {

@@ -1,16 +1,20 @@
 //! The configuration: a TOML file -> the validated model, or everything that is wrong with it and where.
 //! What the values mean to the tables is left to the daemon; what the host lacks for them, to `attach`.
 //!
-//! `shape` is what the file looks like, `values` reads one value, `service`, `health` and `daemon` read a
-//! section, `conflicts` looks across services, `report` shows a problem under the line it is about.
+//! `shape` is what the file looks like, `values` reads one value, `service`, `health`, `vip` and `daemon` read a
+//! section, `forwarding` what depends on the mode of a service, `conflicts` looks across services, `report` shows a
+//! problem under the line it is about. `notes` is about what is right and still takes work elsewhere.
 
 mod conflicts;
 mod daemon;
+mod forwarding;
 mod health;
+mod notes;
 mod report;
 mod service;
 mod shape;
 mod values;
+mod vip;
 
 use std::{
     fs,
@@ -27,13 +31,15 @@ pub use self::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_METRICS_LISTEN, DEFAULT_PIN_PATH,
         DEFAULT_SLOTS, DEFAULT_SOCKET, DEFAULT_STATE_PATH, Daemon,
     },
+    forwarding::DEFAULT_MODE,
     health::{DEFAULT_FALL, DEFAULT_INTERVAL, DEFAULT_PATH, DEFAULT_RISE, DEFAULT_STATUS, DEFAULT_TIMEOUT},
     report::{Diagnostic, Diagnostics},
     service::{
-        DEFAULT_ANNOUNCE, DEFAULT_DRAIN_TIME, DEFAULT_MODE, DEFAULT_PROTOCOL, DEFAULT_REMEMBER,
-        DEFAULT_TABLE_SIZE, DEFAULT_TCP_IDLE, DEFAULT_TCP_TRANSITION, DEFAULT_UDP_DRAIN, DEFAULT_UDP_IDLE,
+        DEFAULT_ANNOUNCE, DEFAULT_DRAIN_TIME, DEFAULT_PROTOCOL, DEFAULT_REMEMBER, DEFAULT_TABLE_SIZE,
+        DEFAULT_TCP_IDLE, DEFAULT_TCP_TRANSITION, DEFAULT_UDP_DRAIN, DEFAULT_UDP_IDLE,
         DEFAULT_UDP_TRANSITION, DEFAULT_WEIGHT, DEFAULT_WHEN_EMPTY, MAX_WEIGHT,
     },
+    vip::{DEFAULT_PING, DEFAULT_UNMATCHED},
 };
 use self::{
     report::{Problem, Problems, Source},
@@ -127,7 +133,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Everything there is to say about the file goes to `problems`; absent only if something did.
 fn validate(file: File, problems: &mut Problems) -> Option<(Daemon, Option<SocketAddr>, Vec<Service>)> {
-    let File { daemon, metrics, service } = file;
+    let File { daemon, metrics, vip, service } = file;
     if service.is_empty() {
         problems.error(
             Problem::new(0..0, "there is no service")
@@ -142,6 +148,7 @@ fn validate(file: File, problems: &mut Problems) -> Option<(Daemon, Option<Socke
         capacity.check(daemon, &drafts, problems);
     }
     conflicts::check(&drafts, problems);
-    let services = drafts.into_iter().map(service::Draft::build).collect::<Option<_>>()?;
+    let vips = vip::read(vip, &drafts, problems)?;
+    let services = drafts.into_iter().map(|draft| draft.build(&vips)).collect::<Option<_>>()?;
     Some((daemon?, metrics_listen.map_or(Some(None), |listen| listen.map(Some))?, services))
 }

@@ -1,26 +1,34 @@
 //! The `[[service]]` and `[[service.backend]]` sections -> [`Draft`], what one service says by itself. How
 //! services get on with each other is left to `conflicts`.
 
-use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
-use ipnet::IpNet;
 use serde_spanned::Spanned;
 
 use super::{
+    forwarding::{self, Forwarding, Keys},
     health,
     report::{Problem, Problems, Span},
     shape::{self, Integer},
     values::{self, Fault, count, is_prime, next_prime},
+    vip::DEFAULT_VIP,
 };
 use crate::{
     health::Settings,
-    model::{Backend, Mode, Protocol, Remember, Service, ServiceKey, UdpDrain, WhenEmpty},
+    model::{
+        Affinity, Backend, Mode, Mss, Protocol, Remember, Service, ServiceKey, UdpDrain, Vip, WhenEmpty,
+    },
 };
 
 /// Of a service that does not say.
 pub const DEFAULT_PROTOCOL: Protocol = Protocol::Tcp;
 /// Of a service that does not say.
-pub const DEFAULT_MODE: Mode = Mode::Nat;
+pub const DEFAULT_AFFINITY: Affinity = Affinity::Flow;
 /// In slots; good for 655 backends at 100 slots each.
 pub const DEFAULT_TABLE_SIZE: u32 = 65_537;
 /// How long TCP flows that are silent meanwhile outlive a change of their slot.
@@ -65,13 +73,15 @@ pub(super) struct Draft {
     pub(super) protocol: Option<Protocol>,
     pub(super) table_size: Option<u32>,
     pub(super) backends: Vec<BackendDraft>,
-    mode: Option<Mode>,
+    forwarding: Forwarding,
+    affinity: Option<Affinity>,
+    /// The inner option is absent where the key is.
+    mss: Option<Option<Mss>>,
     transition: Option<Duration>,
     idle: Option<Duration>,
     drain_time: Option<Duration>,
     udp_drain: Option<UdpDrain>,
     remember: Option<Remember>,
-    direct: Option<Vec<IpNet>>,
     announce: bool,
     when_empty: Option<WhenEmpty>,
     health: Option<Settings>,
@@ -92,22 +102,32 @@ impl Draft {
 
     /// How many prefixes of direct clients it has.
     pub(super) fn direct_prefixes(&self) -> usize {
-        self.direct.as_ref().map_or(0, Vec::len)
+        self.forwarding.direct.as_ref().map_or(0, Vec::len)
     }
 
-    /// The service, if nothing is absent.
-    pub(super) fn build(self) -> Option<Service> {
+    /// Whether its backends' replies are known by where they come from.
+    pub(super) fn rewrites_replies(&self) -> bool {
+        self.forwarding.mode == Some(Mode::Nat)
+    }
+
+    /// The service, if nothing is absent. `vips` have what their sections say.
+    pub(super) fn build(self, vips: &BTreeMap<IpAddr, Vip>) -> Option<Service> {
+        let Forwarding { mode, direct, .. } = self.forwarding;
+        let address = self.address?.into_inner();
         Some(Service {
             name: self.name?.into_inner(),
-            key: ServiceKey { address: self.address?.into_inner(), protocol: self.protocol? },
-            mode: self.mode?,
+            key: ServiceKey { address, protocol: self.protocol? },
+            mode: mode?,
             table_size: self.table_size?,
             transition: self.transition?,
             idle: self.idle?,
             drain_time: self.drain_time.map(|time| (!time.is_zero()).then_some(time))?,
             udp_drain: self.udp_drain?,
             remember: self.remember?,
-            direct: self.direct?,
+            direct: direct?.into_iter().map(Spanned::into_inner).collect(),
+            affinity: self.affinity?,
+            mss: self.mss?,
+            vip: vips.get(&address.ip()).copied().unwrap_or(DEFAULT_VIP),
             announce: self.announce,
             when_empty: self.when_empty?,
             health: self.health?,
@@ -135,12 +155,19 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
         problems.read_required(service.address, header, "address = \"203.0.113.80:80\"", values::address);
     let protocol = problems.read_or(service.protocol, DEFAULT_PROTOCOL, protocol);
     let known_protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
-    let backends = read_backends(service.backend, &place, address.as_ref(), problems);
+    let backends = read_backends(service.backend, &place, problems);
+    let shape::Service { mode, encapsulation, gue_port, outer_source, direct, .. } = service;
+    let forwarding = forwarding::read(Keys { mode, encapsulation, gue_port, outer_source, direct }, problems);
+    forwarding.check(address.as_ref(), &backends, problems);
     let transition = problems.read_or(service.transition, default_transition(known_protocol), transition);
     let udp_drain = read_udp_drain(service.udp_drain, known_protocol, problems);
     Draft {
         name: problems.read_required(service.name, header, "name = \"www\"", values::name),
-        mode: problems.read_or(service.mode, DEFAULT_MODE, mode),
+        forwarding,
+        affinity: problems.read_or(service.affinity, DEFAULT_AFFINITY, |text| {
+            affinity(text, address.as_ref().is_some_and(|address| address.get_ref().is_ipv6()))
+        }),
+        mss: forwarding::read_mss(service.mss, known_protocol, problems),
         table_size: read_table_size(service.table_size, &backends, &place, problems),
         idle: problems
             .read_or(service.idle, default_idle(known_protocol, transition), |text| idle(text, transition)),
@@ -150,7 +177,6 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
         }),
         udp_drain,
         remember: problems.read_or(service.remember, DEFAULT_REMEMBER, remember),
-        direct: read_direct(service.direct, address.as_ref(), problems),
         announce: service.announce.unwrap_or(DEFAULT_ANNOUNCE),
         when_empty: problems.read_or(service.when_empty, DEFAULT_WHEN_EMPTY, when_empty),
         health: health::validate(service.health, known_protocol, &place, problems),
@@ -165,8 +191,20 @@ fn protocol(text: &str) -> Result<Protocol, Fault> {
     values::choice(text, "protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[])
 }
 
-fn mode(text: &str) -> Result<Mode, Fault> {
-    values::choice(text, "mode", &[("nat", Mode::Nat)], &["snat", "dsr", "tunnel"])
+/// A prefix length alone is that of the VIP's family.
+fn affinity(text: &str, is_ipv6: bool) -> Result<Affinity, Fault> {
+    let longest = if is_ipv6 { 128 } else { 32 };
+    let Some(length) = text.strip_prefix("source/") else {
+        let choices = [("flow", Affinity::Flow), ("source", Affinity::Source(longest))];
+        return values::choice(text, "affinity", &choices, &[]);
+    };
+    match length.parse() {
+        Ok(length @ 1..) if length <= longest => Ok(Affinity::Source(length)),
+        _ => Err(Fault::new(
+            format!("{length:?} is not the length of a prefix"),
+            format!("1 to {longest}, as in \"source/{}\"", if is_ipv6 { 64 } else { 24 }),
+        )),
+    }
 }
 
 fn when_empty(text: &str) -> Result<WhenEmpty, Fault> {
@@ -234,7 +272,6 @@ fn default_transition(protocol: Protocol) -> Duration {
 fn read_backends(
     sections: Vec<Spanned<shape::Backend>>,
     service: &Span,
-    vip: Option<&Spanned<SocketAddr>>,
     problems: &mut Problems,
 ) -> Vec<BackendDraft> {
     if sections.is_empty() {
@@ -243,7 +280,7 @@ fn read_backends(
                 .help("add a `[[service.backend]]` with a `name` and an `address`"),
         );
     }
-    let backends: Vec<_> = sections.into_iter().map(|section| read_backend(section, vip, problems)).collect();
+    let backends: Vec<_> = sections.into_iter().map(|section| read_backend(section, problems)).collect();
     if !backends.is_empty() && backends.iter().all(|backend| backend.weight == Some(0)) {
         problems.warn(
             Problem::new(
@@ -256,55 +293,17 @@ fn read_backends(
     backends
 }
 
-fn read_backend(
-    section: Spanned<shape::Backend>,
-    vip: Option<&Spanned<SocketAddr>>,
-    problems: &mut Problems,
-) -> BackendDraft {
+fn read_backend(section: Spanned<shape::Backend>, problems: &mut Problems) -> BackendDraft {
     let place = section.span();
     let header = ("backend", &place);
     let shape::Backend { name, address, weight } = section.into_inner();
     let name = problems.read_required(name, header, "name = \"web1\"", values::name);
     let address = problems.read_required(address, header, "address = \"10.0.1.11:80\"", values::address);
-    if let (Some(vip), Some(address)) = (vip, &address) {
-        check_family(vip, address.span(), address.get_ref().is_ipv6(), "backend", problems);
-    }
     let weight = problems.read_or(weight, DEFAULT_WEIGHT, |&value| {
         let weight = values::integer(value, "weight", 0..=u32::from(MAX_WEIGHT))?;
         Ok(weight.try_into().expect("the range fits"))
     });
     BackendDraft { name, address, weight }
-}
-
-fn check_family(vip: &Spanned<SocketAddr>, place: Span, is_ipv6: bool, what: &str, problems: &mut Problems) {
-    let family = |is_ipv6| if is_ipv6 { "IPv6" } else { "IPv4" };
-    let vip_is_ipv6 = vip.get_ref().is_ipv6();
-    if is_ipv6 != vip_is_ipv6 {
-        let message = format!("an {} {what} in an {} service", family(is_ipv6), family(vip_is_ipv6));
-        let help = format!(
-            "packets keep their family: use {} here, or a second service for {}",
-            family(vip_is_ipv6),
-            family(is_ipv6)
-        );
-        problems.error(Problem::new(place, message).help(help).related(vip.span(), "the VIP"));
-    }
-}
-
-fn read_direct(
-    sections: Vec<Spanned<String>>,
-    vip: Option<&Spanned<SocketAddr>>,
-    problems: &mut Problems,
-) -> Option<Vec<IpNet>> {
-    let read = |section: Spanned<String>| {
-        let place = section.span();
-        let prefix = problems.read(section, values::prefix)?;
-        if let Some(vip) = vip {
-            check_family(vip, place, matches!(prefix.get_ref(), IpNet::V6(_)), "prefix", problems);
-        }
-        Some(prefix.into_inner())
-    };
-    let read: Vec<_> = sections.into_iter().map(read).collect();
-    read.into_iter().collect()
 }
 
 /// The size of the table is a prime and has a slot for every backend that has a weight.

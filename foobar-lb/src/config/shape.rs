@@ -19,6 +19,8 @@ use super::{
 pub(super) type Text = Option<Spanned<String>>;
 pub(super) type Number = Option<Spanned<Integer>>;
 pub(super) type Flag = Option<bool>;
+/// A list of its own place, so that one that has no effect can be pointed at.
+pub(super) type Texts = Option<Spanned<Vec<Spanned<String>>>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -26,6 +28,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) daemon: Daemon,
     pub(super) metrics: Option<Metrics>,
+    #[serde(default)]
+    pub(super) vip: Vec<Spanned<Vip>>,
     #[serde(default)]
     pub(super) service: Vec<Spanned<Service>>,
 }
@@ -51,19 +55,31 @@ pub(super) struct Metrics {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct Vip {
+    pub(super) address: Text,
+    pub(super) unmatched: Text,
+    pub(super) ping: Flag,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct Service {
     pub(super) name: Text,
     pub(super) address: Text,
     pub(super) protocol: Text,
     pub(super) mode: Text,
+    pub(super) encapsulation: Text,
+    pub(super) gue_port: Number,
+    pub(super) outer_source: Texts,
+    pub(super) affinity: Text,
+    pub(super) mss: Option<Spanned<Size>>,
     pub(super) table_size: Number,
     pub(super) transition: Text,
     pub(super) idle: Text,
     pub(super) drain_time: Text,
     pub(super) udp_drain: Text,
     pub(super) remember: Text,
-    #[serde(default)]
-    pub(super) direct: Vec<Spanned<String>>,
+    pub(super) direct: Texts,
     pub(super) announce: Flag,
     pub(super) when_empty: Text,
     pub(super) health: Option<Health>,
@@ -117,6 +133,36 @@ impl<'de> Deserialize<'de> for Integer {
     }
 }
 
+/// So many, or a word for what is found out.
+pub(super) enum Size {
+    Number(Integer),
+    Word(String),
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+
+        impl Visitor<'_> for SizeVisitor {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer or a string")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Size, E> {
+                Ok(Size::Number(Integer(value)))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Size, E> {
+                Ok(Size::Word(value.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
 /// The file as its text has it; absent if the text is no TOML or has other keys or types than the shapes.
 pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<File> {
     let (root, errors) = DeTable::parse_recoverable(text);
@@ -147,6 +193,10 @@ fn check_keys(file: &DeTable<'_>, problems: &mut Problems) {
     }
     for metrics in tables(file, "metrics") {
         check_names::<Metrics>(metrics, problems);
+    }
+    check_is_list(file, "vip", "[[vip]]", problems);
+    for vip in tables(file, "vip") {
+        check_names::<Vip>(vip, problems);
     }
     check_is_list(file, "service", "[[service]]", problems);
     for service in tables(file, "service") {
@@ -197,10 +247,11 @@ mod tests {
 
     #[test]
     fn every_key_is_in_the_reference() {
-        let sections: [(&str, &[&str]); 6] = [
+        let sections: [(&str, &[&str]); 7] = [
             ("", serde_introspect::<File>()),
             ("[daemon]", serde_introspect::<Daemon>()),
             ("[metrics]", serde_introspect::<Metrics>()),
+            ("[[vip]]", serde_introspect::<Vip>()),
             ("[[service]]", serde_introspect::<Service>()),
             ("[service.health]", serde_introspect::<Health>()),
             ("[[service.backend]]", serde_introspect::<Backend>()),

@@ -15,6 +15,8 @@ use super::shape::Integer;
 
 /// Names are metric labels and words of a command line.
 const MAX_NAME: usize = 64;
+/// Blocks with a meaning of their own, loopback and multicast among them, are not inside longer prefixes.
+const SHORTEST_SOURCE: u8 = 8;
 
 /// What is wrong with a value.
 pub(super) struct Fault {
@@ -68,6 +70,38 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, Fault> {
     }
 }
 
+/// An address of one host, without a port.
+pub(super) fn ip(text: &str) -> Result<IpAddr, Fault> {
+    let ip = text.parse::<IpAddr>().map_err(|_| match text.parse::<SocketAddr>() {
+        Ok(address) => {
+            Fault::new(format!("{text} has a port"), format!("the address alone: \"{}\"", address.ip()))
+        }
+        Err(_) => Fault::new(
+            format!("{text:?} is not an address"),
+            "an IP address without a port, such as \"203.0.113.80\" or \"2001:db8::80\"",
+        ),
+    })?;
+    check_unicast(ip)?;
+    Ok(ip)
+}
+
+/// Addresses that outer headers come from: one, or all of a prefix.
+pub(super) fn source(text: &str) -> Result<IpNet, Fault> {
+    let source =
+        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+            let help = "a prefix or an address, such as \"172.16.0.0/16\", \"fd00:5::/64\" or \"10.0.1.1\"";
+            Fault::new(format!("{text:?} is neither a prefix nor an address"), help)
+        })?;
+    check_canonical(source)?;
+    let help =
+        || format!("a unicast prefix of {SHORTEST_SOURCE} bits or more, which routers on the way let pass");
+    check_unicast(source.addr()).map_err(|fault| Fault { help: help(), ..fault })?;
+    if source.prefix_len() < SHORTEST_SOURCE {
+        return Err(Fault::new(format!("{source} is more than one network"), help()));
+    }
+    Ok(source)
+}
+
 /// Clients that talk to backends directly.
 pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     let example = "an address and the length of the prefix, such as \"192.0.2.0/24\" or \"2001:db8::/64\"";
@@ -78,12 +112,7 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
         ),
         Err(_) => Fault::new(format!("{text:?} is not a prefix"), example),
     })?;
-    check_not_mapped(prefix.addr())?;
-    if prefix.addr() != prefix.network() {
-        let help =
-            format!("\"{}\", or \"{}\" for the address alone", prefix.trunc(), IpNet::from(prefix.addr()));
-        return Err(Fault::new(format!("{prefix} has bits set behind its prefix"), help));
-    }
+    check_canonical(prefix)?;
     if prefix.prefix_len() == 0 {
         return Err(Fault::new(
             format!("{prefix} is everybody: no client would get a reply from the VIP"),
@@ -108,6 +137,11 @@ pub(super) fn integer(value: Integer, what: &str, range: RangeInclusive<u32>) ->
     let limits = format!("{} to {}", range.start(), range.end());
     let in_range = u32::try_from(value.0).ok().and_then(|value| in_range(value, range));
     in_range.ok_or_else(|| Fault::new(format!("{what} {} is out of range", value.0), limits))
+}
+
+pub(super) fn port(value: Integer, what: &str) -> Result<u16, Fault> {
+    let port = integer(value, what, 1..=u32::from(u16::MAX))?;
+    Ok(port.try_into().expect("the range fits"))
 }
 
 /// One of `choices`; `unavailable` are words of the balancer's language that this version does not speak.
@@ -194,6 +228,15 @@ fn explain_address(text: &str) -> Fault {
     Fault::new(format!("{text:?} is not an address"), EXAMPLE)
 }
 
+fn check_canonical(prefix: IpNet) -> Result<(), Fault> {
+    check_not_mapped(prefix.addr())?;
+    if prefix.addr() == prefix.network() {
+        return Ok(());
+    }
+    let help = format!("\"{}\", or \"{}\" for the address alone", prefix.trunc(), IpNet::from(prefix.addr()));
+    Err(Fault::new(format!("{prefix} has bits set behind its prefix"), help))
+}
+
 fn check_unicast(ip: IpAddr) -> Result<(), Fault> {
     check_not_mapped(ip)?;
     const RIGHT: &str = "the unicast address that the network routes to the host";
@@ -232,6 +275,11 @@ pub(super) fn next_prime(number: u32) -> u32 {
 pub(super) fn is_prime(number: u32) -> bool {
     let divisors = (2..).take_while(|&divisor: &u32| divisor * divisor <= number);
     number >= 2 && divisors.into_iter().all(|divisor| !number.is_multiple_of(divisor))
+}
+
+/// What people call the family of an address.
+pub(super) fn family(is_ipv6: bool) -> &'static str {
+    if is_ipv6 { "IPv6" } else { "IPv4" }
 }
 
 /// `1 thing`, `2 things`.

@@ -1,9 +1,10 @@
 //! What the control plane knows, and what follows from it: the tables and the wanted image. No I/O and no
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
-//! `services` takes in a configuration, `word` what the operator says, `render` writes the image; this file has what
-//! is known and what follows for each backend.
+//! `services` takes in a configuration, `word` what the operator says, `obstacle` knows what a mode asks of a next hop,
+//! `render` writes the image; this file has what is known and what follows for each backend.
 
+mod obstacle;
 mod render;
 mod services;
 mod word;
@@ -20,6 +21,7 @@ use foobar_lb_ebpf::{
 };
 
 pub use self::{
+    obstacle::Obstacle,
     services::{Refusal, Room},
     word::Unheard,
 };
@@ -78,6 +80,8 @@ pub struct Backend {
     pub report: Option<Report>,
     /// Where its packets go.
     pub next_hop: Option<neighbour::NextHop>,
+    /// Why they cannot go there.
+    pub obstacle: Option<Obstacle>,
     /// How its flows leave it.
     pub drain: Option<Drain>,
     /// Remembered flows that had to leave it while they were alive, and were silent: those that sent are counted by
@@ -135,8 +139,12 @@ impl Backend {
         self.word.weight.unwrap_or(self.config.weight)
     }
 
-    /// Its health. One that is not checked is as well as its next hop; one that was never reachable is silent.
+    /// Its health. One that is not checked is as well as its next hop; one that was never reachable is silent, as is
+    /// one whose probes get through where clients' packets do not.
     pub fn health(&self) -> Health {
+        if self.obstacle.is_some() {
+            return Health::Down(Down::Silent);
+        }
         match (&self.report, self.next_hop) {
             (_, None) if self.health_kind == health::Kind::None => Health::Down(Down::Silent),
             (Some(report), Some(_)) => report.health,
@@ -147,6 +155,9 @@ impl Backend {
 
     /// What its health is said to be, for the operator.
     pub fn reason(&self) -> String {
+        if let Some(obstacle) = &self.obstacle {
+            return obstacle.to_string();
+        }
         match (&self.report, self.next_hop) {
             (_, None) if self.health_kind == health::Kind::None => "no neighbour answers".to_owned(),
             (Some(report), None) if report.health == Health::Up => "no neighbour answers".to_owned(),
@@ -200,7 +211,7 @@ impl Service {
             let admin = backend.admin();
             // No kernel ends the UDP flows of a server that is gone.
             let serves = serves && !(udp && matches!(backend.health(), Health::Down(_)));
-            let enabled = admin == Admin::Enabled && backend.next_hop.is_some();
+            let enabled = admin == Admin::Enabled && backend.next_hop.is_some() && backend.obstacle.is_none();
             let taken = fail_open && enabled || stands_in(backend);
             let switches = udp && admin.drains() && !taken && self.config.udp_drain == UdpDrain::Switch;
             let (eligible, serves) = (new_flows || taken, serves || taken);

@@ -1,23 +1,34 @@
 //! The image that follows from the state.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
 
-use foobar_lb_ebpf::layout::{self, Address, DirectKey, NextHop, Reply, address_flag, backend_flag};
+use foobar_lb_ebpf::{
+    headers::UDP_LENGTH,
+    ip::Family,
+    layout::{self, Address, DirectKey, NO_ADDRESS, NextHop, Reply, address_flag, backend_flag, mode},
+};
 use ipnet::IpNet;
 
-use super::{Backend, Service, Standing, State};
+use super::{Backend, Service, Standing, State, obstacle::outer_source};
 use crate::{
     image::{DirectPrefix, Image, address, endpoint},
-    model, neighbour,
+    model::{self, Affinity, Encapsulation, Mode, Mss, Protocol, Unmatched, Vip},
+    neighbour,
 };
 
 impl State {
     /// Brings all tables up to date and tells what the maps should hold.
     pub fn render(&mut self, now: Instant) -> Image {
         let seed = self.seed;
+        self.note_obstacles();
         self.services.iter_mut().for_each(|service| service.assign(seed, now));
         self.note_left(now);
-        let mut image = Image { interfaces: self.attached.clone(), ..Image::default() };
+        let interfaces =
+            self.attached.iter().map(|(index, attached)| (*index, self.render_interface(*index, *attached)));
+        let mut image = Image { interfaces: interfaces.collect(), ..Image::default() };
         for local in &self.view.locals {
             image.addresses.insert(address(*local), address_flag::LOCAL);
         }
@@ -36,42 +47,62 @@ impl State {
     }
 
     fn render_service(&self, service: &Service, image: &mut Image) {
-        let model::Service { idle, announce, remember, .. } = &service.config;
+        let model::Service { idle, remember, .. } = &service.config;
         let end = service.end();
-        let flags = image.addresses.entry(end.address).or_default();
-        *flags |= address_flag::VIP;
-        // An address of this machine is answered for by its kernel.
-        if *announce && *flags & address_flag::LOCAL == 0 {
-            *flags |= address_flag::ANNOUNCED;
-        }
+        render_vip(&service.config, image.addresses.entry(end.address).or_default());
         let first_slot = service.table.first();
         let slots = service.config.table_size;
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        image.services.insert(end, layout::Service { first_slot, slots, idle });
+        let affinity = affinity_mask(service.config.affinity, end.address);
+        let (mode, mss) = (mode(&service.config.mode), largest_segment(service));
+        image.services.insert(end, layout::Service { first_slot, slots, idle, mode, mss, affinity });
         image.tables.insert(first_slot, service.table.render(*remember));
         for prefix in &service.config.direct {
             image.direct.insert(direct_prefix(service.direct_list, prefix), 1);
         }
         for (backend, standing) in service.backends.iter().zip(service.standings()) {
-            let rendered = self.render_backend(service, backend, standing);
-            let reply = Reply { service: end, backend: backend.id, direct: service.direct_list };
-            image.replies.insert(rendered.endpoint, reply);
+            let protocol = service.config.key.protocol;
+            let rendered = self.render_backend(backend, protocol, standing);
+            match &service.config.mode {
+                Mode::Nat => {
+                    let direct = service.direct_list;
+                    let reply = Reply { service: end, backend: backend.id, direct, mss, pad: 0 };
+                    image.replies.insert(rendered.endpoint, reply);
+                }
+                Mode::Dsr => {}
+                Mode::Tunnel(tunnel) => {
+                    let source = outer_source(tunnel, backend);
+                    let tunnel = source.map(|source| render_tunnel(tunnel.encapsulation, &source));
+                    image.tunnels.extend(tunnel.map(|tunnel| (backend.id, tunnel)));
+                }
+            }
             image.backends.insert(backend.id, rendered);
         }
     }
 
-    fn render_backend(&self, service: &Service, backend: &Backend, standing: Standing) -> layout::Backend {
+    /// With the addresses that ICMP errors come from.
+    fn render_interface(&self, index: u32, attached: layout::Interface) -> layout::Interface {
+        let own = self.view.links.get(&index).map_or(&[][..], |link| &link.addresses);
+        let first = |family: fn(&IpAddr) -> bool| {
+            own.iter().find(|own| family(own)).map_or(NO_ADDRESS, |own| address(*own))
+        };
+        let (address_v4, address_v6) = (first(IpAddr::is_ipv4), first(IpAddr::is_ipv6));
+        layout::Interface { address_v4, address_v6, ..attached }
+    }
+
+    fn render_backend(&self, backend: &Backend, protocol: Protocol, standing: Standing) -> layout::Backend {
+        let reached = backend.next_hop.filter(|_| backend.obstacle.is_none());
         layout::Backend {
-            endpoint: endpoint(backend.config.address, service.config.key.protocol),
+            endpoint: endpoint(backend.config.address, protocol),
             flags: if standing.serves { backend_flag::SERVES } else { 0 },
-            next_hop: backend.next_hop.map_or_else(NextHop::default, |hop| self.render_next_hop(hop)),
+            next_hop: reached.map_or_else(NextHop::default, |hop| self.render_next_hop(hop)),
             subnet: self.subnet(backend.config.address.ip()),
         }
     }
 
     /// The program can only send by interfaces it is attached to; the rest is left to the kernel.
     fn render_next_hop(&self, hop: neighbour::NextHop) -> NextHop {
-        let neighbour::NextHop { interface, source, destination, mtu } = hop;
+        let neighbour::NextHop { interface, source, destination, mtu, .. } = hop;
         if self.attached.contains_key(&interface) {
             NextHop { interface, mtu, source, destination }
         } else {
@@ -91,8 +122,84 @@ impl State {
         let bits = prefix.map_or(u128::BITS, |prefix| {
             u32::from(prefix.prefix_len()) + u128::BITS - u32::from(prefix.max_prefix_len())
         });
-        Address(u128::MAX.checked_shl(u128::BITS - bits).unwrap_or(0).to_be_bytes())
+        mask(bits)
     }
+}
+
+fn render_vip(service: &model::Service, flags: &mut u32) {
+    let Vip { unmatched, ping } = service.vip;
+    *flags |= address_flag::VIP;
+    // An address of this machine is answered for by its kernel.
+    let ours = *flags & address_flag::LOCAL == 0;
+    let wanted = [
+        (ours && service.announce, address_flag::ANNOUNCED),
+        (ours && ping, address_flag::ECHO),
+        (unmatched == Unmatched::Drop, address_flag::DROP),
+        (unmatched == Unmatched::Reject, address_flag::REJECT),
+    ];
+    *flags |= wanted.iter().filter(|(wanted, _)| *wanted).fold(0, |flags, (_, flag)| flags | flag);
+}
+
+fn mode(mode: &Mode) -> u32 {
+    match mode {
+        Mode::Nat => mode::NAT,
+        Mode::Dsr => mode::DSR,
+        Mode::Tunnel(_) => mode::TUNNEL,
+    }
+}
+
+/// The bits of a client's address that count; none where every flow has its own backend.
+fn affinity_mask(affinity: Affinity, vip: Address) -> Address {
+    match affinity {
+        Affinity::Flow => NO_ADDRESS,
+        Affinity::Source(bits) => {
+            let mapped = if Family::of(&vip) == Family::V4 { u128::BITS - Ipv4Addr::BITS } else { 0 };
+            mask(mapped + u32::from(bits))
+        }
+    }
+}
+
+/// Of the outer source as many bits vary as the prefix leaves, up to a word.
+fn render_tunnel(encapsulation: Encapsulation, source: &IpNet) -> layout::Tunnel {
+    let free = u32::from(source.max_prefix_len() - source.prefix_len());
+    let port = match encapsulation {
+        Encapsulation::Ipip => 0,
+        Encapsulation::Gue(port) => port,
+    };
+    layout::Tunnel {
+        source: address(source.network()),
+        varying: 1u32.checked_shl(free).map_or(u32::MAX, |bit| bit - 1).to_be_bytes(),
+        port: port.to_be_bytes(),
+        pad: [0; 2],
+    }
+}
+
+/// The largest segment that its connections may use; 0: any.
+fn largest_segment(service: &Service) -> u32 {
+    const TCP_HEADER: u32 = 20;
+    let family = |address: IpAddr| if address.is_ipv4() { Family::V4 } else { Family::V6 };
+    let vip = family(service.config.key.address.ip());
+    let outer = |backend: &Backend| match &service.config.mode {
+        Mode::Nat | Mode::Dsr => 0,
+        Mode::Tunnel(tunnel) => {
+            let udp = if tunnel.encapsulation == Encapsulation::Ipip { 0 } else { UDP_LENGTH };
+            family(backend.config.address.ip()).header_length() + udp
+        }
+    };
+    let fits = |backend: &Backend| {
+        let headers = outer(backend) + vip.header_length() + TCP_HEADER;
+        Some(backend.next_hop?.mtu.saturating_sub(headers))
+    };
+    match service.config.mss {
+        None => 0,
+        Some(Mss::Bytes(bytes)) => bytes.into(),
+        Some(Mss::Auto) => service.backends.iter().filter_map(fits).min().unwrap_or(0),
+    }
+}
+
+/// So many ones.
+fn mask(bits: u32) -> Address {
+    Address(u128::MAX.checked_shl(u128::BITS - bits).unwrap_or(0).to_be_bytes())
 }
 
 fn direct_prefix(list: u32, prefix: &IpNet) -> DirectPrefix {

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::{Backend, Service, State, View, Word};
 use crate::{
-    model::{self, Protocol, ServiceKey},
+    model::{self, Affinity, Mode, Protocol, ServiceKey},
     slots::Table,
 };
 
@@ -40,6 +40,33 @@ pub enum Refusal {
         current: u32,
         /// Slots wanted.
         wanted: u32,
+    },
+    /// What reaches the backends, and what they answer, is another thing in another mode.
+    #[error(
+        "service `{service}`: mode is {current} and cannot become {wanted} while it serves: backends that are set up \
+         for one do not answer in the other, so its flows would break; keep {current}, give the new mode another VIP \
+         or port and move the clients there, or restart foobar-lb when flows may break"
+    )]
+    Mode {
+        /// Name of the service.
+        service: String,
+        /// Mode now.
+        current: &'static str,
+        /// Mode wanted.
+        wanted: &'static str,
+    },
+    /// Another affinity sends nearly every flow elsewhere, and there is no owner to fall back on.
+    #[error(
+        "service `{service}`: affinity cannot become {wanted} while it serves: its flows would go to other backends and \
+         break; keep {current}, or restart foobar-lb when that may happen"
+    )]
+    Affinity {
+        /// Name of the service.
+        service: String,
+        /// Affinity now.
+        current: Affinity,
+        /// Affinity wanted.
+        wanted: Affinity,
     },
     /// No gap in the arena is large enough.
     #[error(
@@ -142,10 +169,7 @@ impl State {
                 added += config.backends.len();
                 continue;
             };
-            let (current, wanted) = (service.config.table_size, config.table_size);
-            if current != wanted {
-                return Err(Refusal::TableSize { service: config.name.clone(), current, wanted });
-            }
+            service.check_unchanged(config)?;
             added += config.backends.iter().filter(|backend| !service.has(backend.address)).count();
         }
         let taken = self.taken_ids();
@@ -170,12 +194,13 @@ impl State {
         self.retired.extend(service.backends.iter().map(|backend| (backend.id, None)));
     }
 
-    /// A lingering backend makes way for a service that has its address: replies say nothing but where they come
-    /// from, and what is sent to a VIP would come back.
+    /// A lingering backend makes way for a service that has its address: replies of `nat` say nothing but where they
+    /// come from, and what is sent to a VIP would come back.
     fn displace(&mut self) -> Vec<SocketAddr> {
         let claimed: HashSet<(Protocol, SocketAddr)> = self
             .services
             .iter()
+            .filter(|service| service.config.mode == Mode::Nat)
             .flat_map(|service| {
                 let present = service.backends.iter().filter(|backend| !backend.removed);
                 present.map(|backend| (service.config.key.protocol, backend.config.address))
@@ -185,10 +210,11 @@ impl State {
         let mut displaced = Vec::new();
         for service in &mut self.services {
             let protocol = service.config.key.protocol;
+            let replies = service.config.mode == Mode::Nat;
             service.backends.retain(|backend| {
                 let address = backend.config.address;
-                let stays = !backend.removed
-                    || !claimed.contains(&(protocol, address)) && !vips.contains(&address.ip());
+                let claimed = replies && claimed.contains(&(protocol, address));
+                let stays = !backend.removed || !claimed && !vips.contains(&address.ip());
                 if !stays {
                     self.retired.insert(backend.id, None);
                     displaced.push(address);
@@ -290,6 +316,24 @@ impl Service {
         }
     }
 
+    /// What cannot change while flows know the service.
+    fn check_unchanged(&self, config: &model::Service) -> Result<(), Refusal> {
+        let service = || config.name.clone();
+        let (current, wanted) = (self.config.mode.name(), config.mode.name());
+        if current != wanted {
+            return Err(Refusal::Mode { service: service(), current, wanted });
+        }
+        let (current, wanted) = (self.config.affinity, config.affinity);
+        if current != wanted {
+            return Err(Refusal::Affinity { service: service(), current, wanted });
+        }
+        let (current, wanted) = (self.config.table_size, config.table_size);
+        if current != wanted {
+            return Err(Refusal::TableSize { service: service(), current, wanted });
+        }
+        Ok(())
+    }
+
     fn has(&self, address: SocketAddr) -> bool {
         self.backends.iter().any(|backend| backend.config.address == address)
     }
@@ -307,6 +351,7 @@ impl Backend {
             word: Word::default(),
             report: None,
             next_hop: None,
+            obstacle: None,
             drain: None,
             repicked: 0,
             removed: false,

@@ -1,11 +1,16 @@
 //! The logic on files of our own; what the kernel makes of it is seen by the traffic tests.
 
+use std::net::IpAddr;
+
 use tempfile::TempDir;
 
 use super::*;
+use crate::config;
 
-const V4: Families = Families { v4: true, v6: false };
-const V6: Families = Families { v4: false, v6: true };
+const NOTHING: Demands = Demands { replies: Families { v4: false, v6: false }, local_vip: false };
+const V4: Demands = Demands { replies: Families { v4: true, v6: false }, ..NOTHING };
+const LOCAL_V4: Demands = Demands { local_vip: true, ..V4 };
+const V6: Demands = Demands { replies: Families { v4: false, v6: true }, ..NOTHING };
 
 /// A directory like `/proc/sys` with the interfaces `all`, `default`, `lo`, `eth0` and `eth1.7`, every
 /// setting 0.
@@ -19,7 +24,9 @@ impl Kernel {
         let directory = TempDir::new().unwrap();
         let kernel = Self { sysctls: Sysctls::below(directory.path().join("sys")), directory };
         for interface in ["all", "default", "lo", "eth0", "eth1.7"] {
-            for name in ["forwarding", "rp_filter", "accept_local", "send_redirects"] {
+            for name in
+                ["forwarding", "rp_filter", "accept_local", "send_redirects", "arp_ignore", "arp_announce"]
+            {
                 kernel.add(&ipv4(interface, name), "0");
             }
             kernel.add(&ipv6(interface, "forwarding"), "0");
@@ -47,8 +54,8 @@ impl Kernel {
         self.directory.path().join("state/sysctls")
     }
 
-    fn needed(&self, families: Families, local_vip: bool) -> Vec<(String, u32)> {
-        let needed = self.sysctls.needed(&["eth0".into()], families, local_vip).unwrap();
+    fn needed(&self, demands: Demands) -> Vec<(String, u32)> {
+        let needed = self.sysctls.needed(&["eth0".into()], demands).unwrap();
         needed.into_iter().map(|requirement| (requirement.path, requirement.wanted)).collect()
     }
 
@@ -66,9 +73,9 @@ fn owned<const N: usize>(list: [(&str, u32); N]) -> Vec<(String, u32)> {
 #[test]
 fn ipv4_needs_forwarding_and_no_strict_filter_on_attached_interfaces_only() {
     let kernel = Kernel::new();
-    assert_eq!(kernel.needed(V4, false), owned([("net/ipv4/conf/eth0/forwarding", 1)]));
+    assert_eq!(kernel.needed(V4), owned([("net/ipv4/conf/eth0/forwarding", 1)]));
     kernel.write(&[("net/ipv4/conf/eth0/forwarding", 1), ("net/ipv4/conf/eth1.7/rp_filter", 1)]);
-    assert_eq!(kernel.needed(V4, false), []);
+    assert_eq!(kernel.needed(V4), []);
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn the_filter_is_the_stricter_of_all_and_interface_but_loose_wins() {
     {
         kernel.write(&[("net/ipv4/conf/all/rp_filter", all), ("net/ipv4/conf/eth0/rp_filter", interface)]);
         let expected: Vec<_> = expected.iter().map(|(path, wanted)| (path.to_string(), *wanted)).collect();
-        assert_eq!(kernel.needed(V4, false), expected, "all {all}, interface {interface}");
+        assert_eq!(kernel.needed(V4), expected, "all {all}, interface {interface}");
     }
 }
 
@@ -89,9 +96,9 @@ fn the_filter_is_the_stricter_of_all_and_interface_but_loose_wins() {
 fn a_local_vip_needs_accept_local_on_all_or_the_interface() {
     let kernel = Kernel::new();
     kernel.write(&[("net/ipv4/conf/eth0/forwarding", 1)]);
-    assert_eq!(kernel.needed(V4, true), owned([("net/ipv4/conf/eth0/accept_local", 1)]));
+    assert_eq!(kernel.needed(LOCAL_V4), owned([("net/ipv4/conf/eth0/accept_local", 1)]));
     kernel.write(&[("net/ipv4/conf/all/accept_local", 1)]);
-    assert_eq!(kernel.needed(V4, true), []);
+    assert_eq!(kernel.needed(LOCAL_V4), []);
 }
 
 #[test]
@@ -99,17 +106,34 @@ fn ipv6_keeps_router_advertisements_before_it_forwards() {
     let kernel = Kernel::new();
     kernel.write(&[("net/ipv6/conf/eth1.7/accept_ra", 1), ("net/ipv6/conf/lo/accept_ra", 1)]);
     let keep = ("net/ipv6/conf/eth1.7/accept_ra", 2);
-    assert_eq!(kernel.needed(V6, true), owned([keep, ("net/ipv6/conf/all/forwarding", 1)]));
+    assert_eq!(kernel.needed(V6), owned([keep, ("net/ipv6/conf/all/forwarding", 1)]));
     kernel.write(&[("net/ipv6/conf/all/forwarding", 1)]);
-    assert_eq!(kernel.needed(V6, true), owned([keep, ("net/ipv6/conf/eth0/forwarding", 1)]));
+    assert_eq!(kernel.needed(V6), owned([keep, ("net/ipv6/conf/eth0/forwarding", 1)]));
     kernel.write(&[("net/ipv6/conf/eth0/forwarding", 1)]);
-    assert_eq!(kernel.needed(V6, true), [], "nothing starts to forward");
+    assert_eq!(kernel.needed(V6), [], "nothing starts to forward");
+}
+
+#[test]
+fn what_is_asked_follows_from_modes_and_addresses() {
+    let demands = |keys: &str, locals: &[&str]| {
+        let text = format!(
+            "[[service]]\nname = \"www\"\naddress = \"203.0.113.80:80\"\n{keys}\n\
+             backend = [{{ name = \"web1\", address = \"10.0.1.11:80\" }}]\n"
+        );
+        let services = config::parse(&text, "test.toml").unwrap_or_else(|error| panic!("{error}")).services;
+        let locals: Vec<IpAddr> = locals.iter().map(|address| address.parse().unwrap()).collect();
+        Demands::new(&services, &locals, false)
+    };
+    assert_eq!(demands("", &["10.0.1.1"]), V4);
+    assert_eq!(demands("", &["203.0.113.80"]), LOCAL_V4);
+    assert_eq!(demands("mode = \"dsr\"", &["203.0.113.80"]), NOTHING);
+    assert_eq!(demands("mode = \"tunnel\"", &["203.0.113.80"]), NOTHING);
 }
 
 #[test]
 fn a_requirement_is_displayed_as_the_command_that_sets_it() {
     let kernel = Kernel::new();
-    let needed = kernel.sysctls.needed(&["eth1.7".into()], V4, false).unwrap();
+    let needed = kernel.sysctls.needed(&["eth1.7".into()], V4).unwrap();
     assert_eq!(
         needed[0].to_string(),
         format!("sysctl -w net.ipv4.conf.eth1/7.forwarding=1  # is 0: {WHY_FORWARDING}")
@@ -169,7 +193,7 @@ fn an_operators_later_value_and_a_gone_interface_are_left_alone() {
     let kernel = Kernel::new();
     let filter = "net/ipv4/conf/eth0/rp_filter";
     kernel.write(&[(filter, 1), (REDIRECTS[1], 1)]);
-    let mut requirements = kernel.sysctls.needed(&["eth0".into()], V4, false).unwrap();
+    let mut requirements = kernel.sysctls.needed(&["eth0".into()], V4).unwrap();
     requirements.extend(kernel.sysctls.redirects(&["eth0".into()]).unwrap());
     kernel.sysctls.set(&requirements, &kernel.saved()).unwrap();
     assert_eq!(kernel.values(&[filter, REDIRECTS[1]]), [2, 0]);
@@ -186,7 +210,7 @@ fn forwarding_of_all_notes_every_interface_because_it_overwrites_them() {
     let paths = ["all", "default", "eth0", "eth1.7"].map(|name| ipv6(name, "forwarding"));
     let paths = paths.each_ref().map(String::as_str);
     kernel.write(&[(paths[3], 1)]);
-    let needed = kernel.sysctls.needed(&["eth0".into()], V6, false).unwrap();
+    let needed = kernel.sysctls.needed(&["eth0".into()], V6).unwrap();
     kernel.sysctls.set(&needed, &kernel.saved()).unwrap();
     // What the kernel does when `all` is written.
     kernel.write(&paths.map(|path| (path, 1)));
@@ -225,4 +249,19 @@ fn when_one_setting_cannot_be_set_those_set_before_are_restored() {
     assert!(matches!(error, Error::Write { path, .. } if path.ends_with(REDIRECTS[1])));
     assert_eq!(kernel.values(&REDIRECTS[..1]), [1]);
     assert!(!kernel.saved().exists());
+}
+
+#[test]
+fn a_backend_is_quiet_on_all_interfaces_and_no_setting_is_made_weaker() {
+    let kernel = Kernel::new();
+    let needed = || {
+        let needed = kernel.sysctls.needed_by_backend(&["eth0".into()]).unwrap();
+        needed.into_iter().map(|requirement| (requirement.path, requirement.wanted)).collect::<Vec<_>>()
+    };
+    let quiet = [("net/ipv4/conf/all/arp_ignore", 1), ("net/ipv4/conf/all/arp_announce", 2)];
+    assert_eq!(needed(), owned(quiet));
+    kernel.write(&[("net/ipv4/conf/all/arp_ignore", 2), ("net/ipv4/conf/all/arp_announce", 2)]);
+    assert_eq!(needed(), []);
+    kernel.write(&[("net/ipv4/conf/all/rp_filter", 1)]);
+    assert_eq!(needed(), owned([("net/ipv4/conf/eth0/rp_filter", 2)]));
 }
