@@ -1,50 +1,83 @@
-//! Much data arrives whole.
+//! Much data arrives whole, in either direction.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::support::balancer::Balancer;
-use crate::support::config::{Service, services};
-use crate::support::conversation::Protocol;
 use crate::support::digest::Sha256;
-use crate::support::http::Download;
-use crate::support::network::{Arms, Family, Network, VIP, WEB1, WEB2};
-use crate::support::nginx::Nginx;
+use crate::support::http::{Download, upload};
+use crate::support::network::{Arms, Family, VIP, VIP_PORT};
+use crate::support::site::{Mode, Site};
 
 const SIZE: u64 = 100_000_000;
 
 #[test]
 fn two_arm() -> Result<()> {
-    check_download("bulk-two", Arms::Two)
+    check_transfers("bulk-two", Arms::Two, Mode::Nat)
 }
 
 #[test]
 fn one_arm() -> Result<()> {
-    check_download("bulk-one", Arms::One)
+    check_transfers("bulk-one", Arms::One, Mode::Nat)
 }
 
-fn check_download(name: &str, arms: Arms) -> Result<()> {
-    let network = Network::new(name, arms)?;
-    let path = network.lab.directory().join("bulk");
+#[test]
+fn dsr_two_arm() -> Result<()> {
+    check_transfers("bulk-dsr-two", Arms::Two, Mode::Dsr)
+}
+
+#[test]
+fn dsr_one_arm() -> Result<()> {
+    check_transfers("bulk-dsr-one", Arms::One, Mode::Dsr)
+}
+
+#[test]
+fn ipip_over_ipv4_one_arm() -> Result<()> {
+    check_transfers("bulk-ipip-v4", Arms::One, Mode::Ipip(Family::V4))
+}
+
+#[test]
+fn ipip_over_ipv6_two_arm() -> Result<()> {
+    check_transfers("bulk-ipip-v6", Arms::Two, Mode::Ipip(Family::V6))
+}
+
+#[test]
+fn gue_over_ipv4_two_arm() -> Result<()> {
+    check_transfers("bulk-gue-v4", Arms::Two, Mode::Gue(Family::V4))
+}
+
+#[test]
+fn gue_over_ipv6_one_arm() -> Result<()> {
+    check_transfers("bulk-gue-v6", Arms::One, Mode::Gue(Family::V6))
+}
+
+fn check_transfers(name: &str, arms: Arms, mode: Mode) -> Result<()> {
+    let site = Site::new(name, arms, mode)?;
+    let client = &site.network.client;
+    let path = site.network.lab.directory().join("bulk");
     io::copy(&mut File::open("/dev/urandom")?.take(SIZE), &mut File::create(&path)?)?;
-    let mut expected = Sha256::new()?;
-    io::copy(&mut File::open(&path)?, &mut expected)?;
-    let expected = expected.finish()?;
-    let _web1 = Nginx::start(&network.web1, "web1", network.lab.directory())?;
-    let _web2 = Nginx::start(&network.web2, "web2", network.lab.directory())?;
-    let www = Family::BOTH.map(|family| {
-        Service::new(&format!("www-{family:?}"), Protocol::Tcp, VIP.port(family, 80))
-            .backend("web1", WEB1.port(family, 80))
-            .backend("web2", WEB2.port(family, 80))
-    });
-    let _balancer = Balancer::serve(&network, &services(&www))?;
+    let expected = sum(&path)?;
+    let _servers = site.start_nginx()?;
+    let _balancer = site.serve(&site.www(&[]))?;
     for family in Family::BOTH {
-        let mut download = Download::begin(&network.client, VIP.port(family, 80), "/bulk")?;
-        let mut sum = Sha256::new()?;
-        download.read_into(&mut sum, SIZE)?;
-        ensure!(sum.finish()? == expected, "{family:?}: another sha256 than the file's");
+        let server = VIP.port(family, VIP_PORT);
+        let mut download = Download::begin(client, server, "/bulk")?;
+        let mut sum_of_download = Sha256::new()?;
+        download.read_into(&mut sum_of_download, SIZE).with_context(|| format!("download by {family:?}"))?;
+        ensure!(sum_of_download.finish()? == expected, "{family:?}: another sha256 than the file's");
+
+        upload(client, server, "/uploaded", &mut File::open(&path)?)?;
+        let uploaded = site.network.lab.directory().join("uploaded");
+        ensure!(sum(&uploaded)? == expected, "{family:?}: another sha256 than that of what was sent");
+        fs::remove_file(uploaded)?;
     }
     Ok(())
+}
+
+fn sum(path: &Path) -> Result<String> {
+    let mut sum = Sha256::new()?;
+    io::copy(&mut File::open(path)?, &mut sum)?;
+    sum.finish()
 }

@@ -1,4 +1,4 @@
-//! Flows through the balancer arrive as they should: IPv4 and IPv6, TCP and UDP, by one arm or two.
+//! Flows through the balancer arrive as they should: in each mode, IPv4 and IPv6, TCP and UDP, by one arm or two.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,8 @@ use crate::support::config::{all_kinds, service_name};
 use crate::support::conversation::{Conversation, KINDS, Protocol};
 use crate::support::echo::start_pair;
 use crate::support::frames::{HOP_LIMIT, Macs, Seen, check_checksums, udp, without_udp_checksum};
-use crate::support::network::{Arms, BACKEND_PORT, CLIENT, Family, Network, VIP, VIP_PORT, WEB1, WEB2};
+use crate::support::network::{Arms, CLIENT, Family, Network, VIP, VIP_PORT, WEB1, WEB2};
+use crate::support::site::{Mode, Site};
 use crate::support::wire::Wire;
 
 /// Enough that, with two backends, none is left out by chance.
@@ -19,22 +20,62 @@ const FLOWS: usize = 40;
 
 #[test]
 fn one_arm() -> Result<()> {
-    check_flows("forward-one", Arms::One, "auto")
+    check_flows("forward-one", Arms::One, Mode::Nat, "auto")
 }
 
 #[test]
 fn two_arm() -> Result<()> {
-    check_flows("forward-two", Arms::Two, "auto")
+    check_flows("forward-two", Arms::Two, Mode::Nat, "auto")
 }
 
 #[test]
 fn one_arm_with_generic_xdp() -> Result<()> {
-    check_flows("forward-one-generic", Arms::One, "generic")
+    check_flows("forward-one-generic", Arms::One, Mode::Nat, "generic")
 }
 
 #[test]
 fn two_arm_with_generic_xdp() -> Result<()> {
-    check_flows("forward-two-generic", Arms::Two, "generic")
+    check_flows("forward-two-generic", Arms::Two, Mode::Nat, "generic")
+}
+
+#[test]
+fn dsr_one_arm() -> Result<()> {
+    check_flows("forward-dsr-one", Arms::One, Mode::Dsr, "auto")
+}
+
+#[test]
+fn dsr_two_arm() -> Result<()> {
+    check_flows("forward-dsr-two", Arms::Two, Mode::Dsr, "auto")
+}
+
+#[test]
+fn ipip_over_ipv4_one_arm() -> Result<()> {
+    check_flows("forward-ipip-v4-one", Arms::One, Mode::Ipip(Family::V4), "auto")
+}
+
+#[test]
+fn ipip_over_ipv4_two_arm_with_generic_xdp() -> Result<()> {
+    check_flows("forward-ipip-v4-two", Arms::Two, Mode::Ipip(Family::V4), "generic")
+}
+
+#[test]
+fn ipip_over_ipv6_one_arm_with_generic_xdp() -> Result<()> {
+    check_flows("forward-ipip-v6-one", Arms::One, Mode::Ipip(Family::V6), "generic")
+}
+
+#[test]
+fn ipip_over_ipv6_two_arm() -> Result<()> {
+    check_flows("forward-ipip-v6-two", Arms::Two, Mode::Ipip(Family::V6), "auto")
+}
+
+#[test]
+fn gue_over_ipv4_one_arm() -> Result<()> {
+    check_flows("forward-gue-v4-one", Arms::One, Mode::Gue(Family::V4), "auto")
+}
+
+#[test]
+fn gue_over_ipv6_two_arm() -> Result<()> {
+    check_flows("forward-gue-v6-two", Arms::Two, Mode::Gue(Family::V6), "auto")
 }
 
 #[test]
@@ -59,23 +100,24 @@ fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
     Ok(())
 }
 
-fn check_flows(name: &str, arms: Arms, xdp_mode: &str) -> Result<()> {
-    let network = Network::new(name, arms)?;
-    let _echoes = start_pair(&network)?;
+fn check_flows(name: &str, arms: Arms, mode: Mode, xdp_mode: &str) -> Result<()> {
+    let site = Site::new(name, arms, mode)?;
+    let _echoes = site.start_echoes()?;
     let options = ["--sysctl", "--xdp-mode", xdp_mode];
-    let balancer = Balancer::attach(&network.balancer, network.interfaces, &all_kinds(VIP, &[]), &options)?;
+    let network = &site.network;
+    let balancer = Balancer::attach(&network.balancer, network.interfaces, &site.kinds(&[]), &options)?;
     balancer.wait_until_serving()?;
-    check_mode(&balancer, xdp_mode)?;
+    check_xdp_mode(&balancer, xdp_mode)?;
     for (family, protocol) in KINDS {
-        check_flows_of(&network, family, protocol)
-            .with_context(|| format!("{protocol:?} over {family:?}"))?;
-        check_counters(&balancer, &service_name(family, protocol))?;
+        check_flows_of(&site, family, protocol).with_context(|| format!("{protocol:?} over {family:?}"))?;
+        check_counters(&balancer, &service_name(family, protocol), mode)?;
     }
     Ok(())
 }
 
-fn check_flows_of(network: &Network, family: Family, protocol: Protocol) -> Result<()> {
-    let client = Wire::open(&network.client, "eth0")?;
+fn check_flows_of(site: &Site, family: Family, protocol: Protocol) -> Result<()> {
+    let Site { network, mode, .. } = site;
+    let client = Wire::open(&network.client, site.reply_interface())?;
     let backends = [Wire::open(&network.web1, "eth0")?, Wire::open(&network.web2, "eth0")?];
     let mut served = BTreeSet::new();
     for _ in 0..FLOWS {
@@ -88,15 +130,18 @@ fn check_flows_of(network: &Network, family: Family, protocol: Protocol) -> Resu
     check_checksums(&replies)?;
     check_packets(
         &replies,
-        hops,
-        |seen| seen.protocol == protocol,
-        |seen| seen.from == VIP.port(family, VIP_PORT) && seen.to.ip() == CLIENT.of(family),
+        // The balancer would be one more hop.
+        if mode.answers_directly() { hops - 1 } else { hops },
+        |seen| seen.protocol == protocol && seen.to.ip() == CLIENT.of(family),
+        |seen| seen.from == VIP.port(family, VIP_PORT),
     )?;
     for (wire, address) in backends.iter().zip([WEB1, WEB2]) {
         let requests = wire.received()?;
         check_checksums(&requests)?;
+        let address = if mode.answers_directly() { VIP } else { address };
         let of_clients = |seen: &Seen| seen.protocol == protocol && seen.from.ip() == CLIENT.of(family);
-        check_packets(&requests, hops, of_clients, |seen| seen.to == address.port(family, BACKEND_PORT))?;
+        let right = |seen: &Seen| seen.to == address.port(family, mode.backend_port());
+        check_packets(&requests, hops, of_clients, right)?;
     }
     Ok(())
 }
@@ -130,7 +175,7 @@ fn check_packets(
     Ok(())
 }
 
-fn check_mode(balancer: &Balancer, asked: &str) -> Result<()> {
+fn check_xdp_mode(balancer: &Balancer, asked: &str) -> Result<()> {
     // A veth has native XDP, so that is what `auto` must find.
     let expected = if asked == "auto" { "native" } else { asked };
     for interface in balancer.status()?.interfaces {
@@ -139,15 +184,19 @@ fn check_mode(balancer: &Balancer, asked: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_counters(balancer: &Balancer, service: &str) -> Result<()> {
+fn check_counters(balancer: &Balancer, service: &str, mode: Mode) -> Result<()> {
     let status = balancer.status()?;
     let service = status.service(service)?;
     let packets: u64 = service.backends.iter().map(|backend| backend.packets).sum();
     ensure!(service.packets == packets, "the backends' packets are {packets} in sum: {service:?}");
     for backend in &service.backends {
-        ensure!(backend.packets > 0 && backend.reply_packets > 0, "nothing counted: {backend:?}");
-        ensure!(backend.bytes > backend.packets, "bytes not counted: {backend:?}");
-        ensure!(backend.reply_bytes > backend.reply_packets, "bytes not counted: {backend:?}");
+        ensure!(backend.packets > 0 && backend.bytes > backend.packets, "not counted: {backend:?}");
+        let (replies, bytes) = (backend.reply_packets, backend.reply_bytes);
+        if mode.answers_directly() {
+            ensure!(replies == 0 && bytes == 0, "replies come by the balancer: {backend:?}");
+        } else {
+            ensure!(replies > 0 && bytes > replies, "replies are not counted: {backend:?}");
+        }
     }
     Ok(())
 }

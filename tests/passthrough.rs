@@ -36,26 +36,6 @@ fn other_traffic_passes_byte_for_byte() -> Result<()> {
 }
 
 #[test]
-fn fragments_are_counted_and_dropped() -> Result<()> {
-    let network = Network::new("passthrough-fragments", Arms::Two)?;
-    let _echoes = start_pair(&network)?;
-    let balancer = Balancer::serve(&network, &all_kinds(VIP, &[]))?;
-    for family in Family::BOTH {
-        let before = balancer.counted("fragment")?;
-        let whole = vec![0; 4000];
-        network.client.enter(|| -> Result<()> {
-            let socket = std::net::UdpSocket::bind(CLIENT.port(family, 0))?;
-            socket.send_to(&whole, VIP.port(family, VIP_PORT))?;
-            Ok(())
-        })??;
-        wait_until(SOON, "three fragments to be counted", || {
-            balancer.counted("fragment").is_ok_and(|counted| counted >= before + 3)
-        })?;
-    }
-    check_services(&network)
-}
-
-#[test]
 fn random_frames_change_nothing_two_arm() -> Result<()> {
     check_random_frames("random-two", Arms::Two)
 }

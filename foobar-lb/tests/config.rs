@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use foobar_lb::config::{self, Config, Error};
+use foobar_lb::{
+    config::{self, Config, Error},
+    model::{Encapsulation, Mode, Mss, Tunnel, Unmatched, Vip},
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -49,6 +52,14 @@ fn the_reference_shows_the_defaults() {
         address = "203.0.113.81:8080"
         health = { kind = "http" }
         backend = [{ name = "app1", address = "10.0.2.11:8080" }]
+        [[service]]
+        name = "media"
+        address = "203.0.113.82:443"
+        mode = "tunnel"
+        backend = [
+            { name = "media1", address = "10.0.4.11:443" },
+            { name = "media2", address = "[2001:db8:4::12]:443" },
+        ]
     "#;
     let reference = accept(&reference());
     assert!(reference.warnings.is_empty(), "{}", reference.warnings);
@@ -63,6 +74,60 @@ fn the_examples_of_the_reference_are_valid() {
     assert_eq!(examples.daemon.seed, Some(0x9f3c_51d2_0b7e_8a46));
     assert_eq!(examples.metrics_listen, Some(config::DEFAULT_METRICS_LISTEN));
     assert_eq!(examples.services[0].direct.len(), 1);
+    assert_eq!(examples.services[0].mss, Some(Mss::Auto));
+    let sources = ["172.16.0.0/16", "fd00:5::/64"].map(|prefix| prefix.parse().unwrap()).to_vec();
+    let tunnel = Tunnel { encapsulation: Encapsulation::Gue(6080), sources };
+    assert_eq!(examples.services[2].mode, Mode::Tunnel(tunnel));
+}
+
+#[test]
+fn an_outer_source_may_be_one_address() {
+    let config = accept(&service_in("tunnel", "outer_source = [\"10.0.1.1\"]"));
+    let sources = vec!["10.0.1.1/32".parse().unwrap()];
+    assert_eq!(config.services[0].mode, Mode::Tunnel(Tunnel { encapsulation: Encapsulation::Ipip, sources }));
+}
+
+#[test]
+fn gue_has_a_port_of_its_own() {
+    let config = accept(&service_in("tunnel", "encapsulation = \"gue\""));
+    let encapsulation = Encapsulation::Gue(6080);
+    assert_eq!(config.services[0].mode, Mode::Tunnel(Tunnel { encapsulation, sources: vec![] }));
+}
+
+#[test]
+fn what_backends_have_to_do_is_noted() {
+    let notes = |text: &str| accept(text).notes();
+    assert_eq!(notes(&service_in("nat", "")), Vec::<String>::new());
+    let expected = [
+        ("dsr", "", "(dsr): its backends have to be on a link of the balancer and have the VIP", " --dsr"),
+        ("tunnel", "", "(tunnel): its backends have to take the outer headers off and have the VIP", ""),
+        ("tunnel", "encapsulation = \"gue\"\ngue_port = 6081", "(tunnel): ", " --gue-port 6081"),
+    ];
+    for (mode, keys, duty, flag) in expected {
+        let notes = notes(&service_in(mode, keys));
+        let command = format!("`foobar-lb decap IFACE --vip 203.0.113.80{flag}`");
+        assert!(notes.len() == 1 && notes[0].contains(duty) && notes[0].ends_with(&command), "{notes:?}");
+    }
+}
+
+#[test]
+fn a_vip_is_the_same_for_all_services_on_it() {
+    let service = |name: &str, address: &str, backend: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\naddress = \"{address}\"\n\
+             backend = [{{ name = \"b\", address = \"{backend}\" }}]\n"
+        )
+    };
+    let services = [
+        service("http", "203.0.113.80:80", "10.0.1.11:80"),
+        service("https", "203.0.113.80:443", "10.0.1.11:443"),
+        service("other", "203.0.113.81:80", "10.0.1.12:80"),
+    ];
+    let vip = "[[vip]]\naddress = \"203.0.113.80\"\nunmatched = \"drop\"\nping = false\n";
+    let vips = accept(&(vip.to_owned() + &services.concat())).services.into_iter().map(|service| service.vip);
+    let said = Vip { unmatched: Unmatched::Drop, ping: false };
+    let default = Vip { unmatched: config::DEFAULT_UNMATCHED, ping: config::DEFAULT_PING };
+    assert_eq!(Vec::from_iter(vips), [said, said, default]);
 }
 
 #[test]
@@ -167,6 +232,13 @@ fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, String)>> {
     prop::collection::vec((any::<prop::sample::Index>(), 0..8usize, ".{0,3}"), 1..6)
 }
 
+fn service_in(mode: &str, keys: &str) -> String {
+    format!(
+        "[[service]]\nname = \"www\"\naddress = \"203.0.113.80:80\"\nmode = \"{mode}\"\n{keys}\n\
+         backend = [{{ name = \"web1\", address = \"10.0.1.11:80\" }}]\n"
+    )
+}
+
 fn accept(text: &str) -> Config {
     config::parse(text, "test.toml").unwrap_or_else(|error| panic!("{error}"))
 }
@@ -191,7 +263,8 @@ fn with_examples(reference: &str) -> String {
     let is_example = |line: &str| line.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
     let uncommented =
         reference.lines().map(|line| line.strip_prefix('#').filter(|rest| is_example(rest)).unwrap_or(line));
-    uncommented.filter(|line| *line != "direct = []").collect::<Vec<_>>().join("\n")
+    let replaced = ["direct = []", "encapsulation = \"ipip\""];
+    uncommented.filter(|line| !replaced.contains(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn directory() -> PathBuf {

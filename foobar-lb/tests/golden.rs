@@ -2,12 +2,13 @@
 //! story, `NAME.txt`: its lines that begin with `>` are events, those with `#` remarks, and the rest is the image that
 //! the event `image` shows. `UPDATE=1` rewrites the images.
 //!
-//! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`,
-//! `local ADDRESS`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC`, `lost ADDRESS`. Of the backends:
-//! `health SERVICE BACKEND up|unknown|answers|silent`. Of the operator: `drain|disable|enable SERVICE BACKEND...`,
-//! `weight SERVICE BACKEND WEIGHT`, and `reload FILE`, a configuration in `tests/golden/reload`; what they answer is
-//! shown. Of time: `wait DURATION`, `sweep`, which finds no remembered flow, and `settle`, after which all moves are
-//! over and swept.
+//! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`, `detach INDEX`,
+//! `local ADDRESS [on INDEX]`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC [by-gateway | mtu BYTES]`,
+//! which is reached from the first local address on that link, `lost ADDRESS`. Of the backends:
+//! `health SERVICE BACKEND up|unknown|answers|silent`, and `why SERVICE BACKEND`, which shows what status says of it.
+//! Of the operator: `drain|disable|enable SERVICE BACKEND...`, `weight SERVICE BACKEND WEIGHT`, and `reload FILE`, a
+//! configuration in `tests/golden/reload`; what they answer is shown. Of time: `wait DURATION`, `sweep`, which finds no
+//! remembered flow, and `settle`, after which all moves are over and swept.
 
 use std::{
     env, fs,
@@ -23,7 +24,7 @@ use foobar_lb::{
     image::Image,
     model::{Down, Health},
     neighbour::{Link, NextHop, View},
-    state::{Room, State},
+    state::{Backend, Room, Service, State},
     sweep::{Found, GRACE},
 };
 use foobar_lb_ebpf::layout::Interface;
@@ -95,6 +96,7 @@ impl Teller {
     fn observe(&mut self, event: &str) -> Option<String> {
         match event.split_whitespace().collect::<Vec<_>>()[..] {
             ["health", service, backend, health] => self.observe_health(service, backend, health)?,
+            ["why", service, backend] => return self.explain(service, backend),
             ["wait", duration] => self.now += humantime::parse_duration(duration).ok()?,
             ["sweep"] => self.sweep(),
             ["settle"] => self.settle(),
@@ -146,11 +148,19 @@ impl Teller {
     fn observe_network(&mut self, event: &[&str]) -> Option<()> {
         match *event {
             ["link", index, mac, ref attached @ ..] => self.observe_link(index, mac, attached)?,
+            ["detach", index] => drop(self.state.attached.remove(&index.parse().ok()?)?),
             ["local", address] => drop(self.view.locals.insert(address.parse().ok()?)),
+            ["local", address, "on", index] => {
+                let address = address.parse().ok()?;
+                self.view.locals.insert(address);
+                self.view.links.get_mut(&index.parse().ok()?)?.addresses.push(address);
+            }
             ["subnet", prefix, "on", index] => {
                 self.view.connected.push((prefix.parse().ok()?, index.parse().ok()?));
             }
-            ["neighbour", address, "on", index, mac] => self.observe_neighbour(address, index, mac)?,
+            ["neighbour", address, "on", index, mac, ref way @ ..] => {
+                self.observe_neighbour(address, index, mac, way)?;
+            }
             ["lost", address] => drop(self.view.next_hops.remove(&address.parse::<IpAddr>().ok()?)?),
             _ => return None,
         }
@@ -170,28 +180,46 @@ impl Teller {
 
     fn observe_link(&mut self, index: &str, mac: &str, attached: &[&str]) -> Option<()> {
         let (index, mac) = (index.parse().ok()?, parse_mac(mac)?);
-        self.view
-            .links
-            .insert(index, Link { name: format!("eth{index}"), mac: Some(mac), up: true, mtu: MTU });
+        let name = format!("eth{index}");
+        self.view.links.insert(index, Link { name, mac: Some(mac), up: true, mtu: MTU, addresses: vec![] });
         match attached {
             [] => {}
-            ["attached"] => drop(self.state.attached.insert(index, Interface { mac, pad: [0; 2] })),
+            ["attached"] => drop(self.state.attached.insert(index, Interface::new(mac))),
             _ => return None,
         }
         Some(())
     }
 
-    fn observe_neighbour(&mut self, address: &str, index: &str, mac: &str) -> Option<()> {
+    fn observe_neighbour(&mut self, address: &str, index: &str, mac: &str, way: &[&str]) -> Option<()> {
+        let address: IpAddr = address.parse().ok()?;
         let interface = index.parse().ok()?;
-        let source = self.view.links.get(&interface)?.mac?;
-        let next_hop = NextHop { interface, source, destination: parse_mac(mac)?, mtu: MTU };
-        self.view.next_hops.insert(address.parse().ok()?, next_hop);
+        let link = self.view.links.get(&interface)?;
+        let (source, destination) = (link.mac?, parse_mac(mac)?);
+        let local = link.addresses.iter().find(|own| own.is_ipv6() == address.is_ipv6()).copied();
+        let (on_link, mtu) = match way {
+            [] => (true, MTU),
+            ["by-gateway"] => (false, MTU),
+            ["mtu", bytes] => (true, bytes.parse().ok()?),
+            _ => return None,
+        };
+        let next_hop = NextHop { interface, source, destination, mtu, on_link, local };
+        self.view.next_hops.insert(address, next_hop);
         Some(())
     }
 
-    fn observe_health(&mut self, service: &str, backend: &str, health: &str) -> Option<()> {
+    fn explain(&mut self, service: &str, backend: &str) -> Option<String> {
+        self.render();
+        let (_, backend) = self.find(service, backend)?;
+        Some(format!("{}: {}\n", backend.health(), backend.reason()))
+    }
+
+    fn find(&self, service: &str, backend: &str) -> Option<(&Service, &Backend)> {
         let service = self.state.services.iter().find(|known| known.config.name == service)?;
-        let backend = service.backends.iter().find(|known| known.config.name == backend)?;
+        Some((service, service.backends.iter().find(|known| known.config.name == backend)?))
+    }
+
+    fn observe_health(&mut self, service: &str, backend: &str, health: &str) -> Option<()> {
+        let (service, backend) = self.find(service, backend)?;
         let target = Target { service: service.config.key, backend: backend.config.address };
         let health = match health {
             "up" => Health::Up,

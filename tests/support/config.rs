@@ -108,6 +108,12 @@ pub fn tcp_before_with(backends: &[(u8, u16)], change: impl Fn(Service) -> Servi
     services(&Family::BOTH.map(of_family))
 }
 
+/// The `[[vip]]` tables of a VIP in both families, with these keys.
+pub fn vip_sections(vip: Dual, keys: &[&str]) -> String {
+    let section = |family| format!("[[vip]]\naddress = \"{}\"\n{}\n", vip.of(family), keys.join("\n"));
+    Family::BOTH.map(section).concat()
+}
+
 /// The name of a usual service, as in `tcp-v4`.
 pub fn service_name(family: Family, protocol: Protocol) -> String {
     format!("{}-{family:?}", protocol.name()).to_lowercase()

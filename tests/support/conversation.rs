@@ -182,6 +182,22 @@ pub fn ask(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result
     Ok(answer.backend)
 }
 
+/// Asks with a datagram of so many bytes, which makes fragments of it if that is too much for a frame. The answer must be
+/// as long, and end as what was asked.
+pub fn ask_at_length(client: &Namespace, server: SocketAddr, length: usize) -> Result<()> {
+    /// No name and address in an answer are longer.
+    const GREETING: usize = 100;
+    let flow = Conversation::open(client, Protocol::Udp, server)?;
+    let Conversation::Udp(socket) = flow else { bail!("a UDP flow is none of UDP") };
+    let question: Vec<u8> = (0..length).map(|place| (place / 3) as u8).collect();
+    socket.send(&question).context("cannot ask")?;
+    let mut answer = vec![0; 1 << 16];
+    let received = socket.recv(&mut answer).context("no answer")?;
+    ensure!(received == length, "the answer has {received} bytes, not {length}");
+    ensure!(answer[GREETING..length] == question[GREETING..], "the answer's data differ");
+    Ok(())
+}
+
 /// Tries a TCP connection for `patience`; the error is the socket's.
 pub fn connect(client: &Namespace, server: SocketAddr, patience: Duration) -> Result<io::Result<TcpStream>> {
     client.enter(|| TcpStream::connect_timeout(&server, patience))

@@ -1,5 +1,5 @@
 //! A server to balance: on one port, TCP and UDP, IPv4 and IPv6, it answers whatever it hears with its own
-//! name and the client's address as it sees it.
+//! name and the client's address as it sees it. The answer to a datagram is as long, where that leaves room for it.
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::thread::{self, JoinHandle};
@@ -35,13 +35,18 @@ pub struct Echo {
 impl Echo {
     /// Serves TCP and UDP.
     pub fn start(namespace: &Namespace, name: &str, port: u16) -> Result<Self> {
-        let udp = namespace.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))??;
-        Self::serve(namespace, name, port, Some(udp))
+        Self::start_at(namespace, name, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// Serves TCP and UDP at one address only, which is then the source of its answers.
+    pub fn start_at(namespace: &Namespace, name: &str, address: SocketAddr) -> Result<Self> {
+        let udp = namespace.enter(|| UdpSocket::bind(address))??;
+        Self::serve(namespace, name, address, Some(udp))
     }
 
     /// Serves TCP only: UDP to this port is answered by the kernel, with ICMP.
     pub fn start_tcp_only(namespace: &Namespace, name: &str, port: u16) -> Result<Self> {
-        Self::serve(namespace, name, port, None)
+        Self::serve(namespace, name, (Ipv6Addr::UNSPECIFIED, port).into(), None)
     }
 
     /// Stops it gracefully: it takes no new connections, and keeps those it has until it is dropped.
@@ -49,8 +54,8 @@ impl Echo {
         drop(self.retire.take());
     }
 
-    fn serve(namespace: &Namespace, name: &str, port: u16, udp: Option<UdpSocket>) -> Result<Self> {
-        let tcp = namespace.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))??;
+    fn serve(namespace: &Namespace, name: &str, address: SocketAddr, udp: Option<UdpSocket>) -> Result<Self> {
+        let tcp = namespace.enter(|| TcpListener::bind(address))??;
         let (stop, stopped) = oneshot::channel();
         let (retire, retired) = oneshot::channel();
         let name = name.to_owned();
@@ -122,10 +127,12 @@ async fn answer_lines(stream: net::TcpStream, answer: &str) -> Result<()> {
 
 async fn serve_udp(name: &str, socket: Option<net::UdpSocket>) -> Result<()> {
     let Some(socket) = socket else { return std::future::pending().await };
-    let mut datagram = [0; 2048];
+    let mut datagram = vec![0; 1 << 16];
     loop {
-        let (_, client) = socket.recv_from(&mut datagram).await?;
-        socket.send_to(answer(name, client).as_bytes(), client).await?;
+        let (length, client) = socket.recv_from(&mut datagram).await?;
+        let greeting = answer(name, client);
+        let rest = datagram[..length].get(greeting.len()..).unwrap_or_default();
+        socket.send_to(&[greeting.as_bytes(), rest].concat(), client).await?;
     }
 }
 

@@ -1,5 +1,6 @@
-//! A small HTTP client that shows when the first byte and when the last byte of a download come.
+//! A small HTTP client that shows when the first byte and when the last byte of a download come, and that uploads.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
@@ -47,8 +48,7 @@ impl Download {
     }
 
     fn request(server: SocketAddr, path: &str) -> Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&server, SOON)?;
-        stream.set_read_timeout(Some(EVENTUALLY))?;
+        let mut stream = connect(server)?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
         let mut stream = BufReader::with_capacity(BUFFER, stream);
         let mut status = String::new();
@@ -61,6 +61,32 @@ impl Download {
         };
         Ok(Self { served_by: header("x-served-by")?, left: header("content-length")?.parse()?, stream })
     }
+}
+
+/// Puts a file at a path where the server has none yet.
+pub fn upload(client: &Namespace, server: SocketAddr, path: &str, file: &mut File) -> Result<()> {
+    let put = || {
+        let mut stream = connect(server)?;
+        let length = file.metadata()?.len();
+        write!(
+            stream,
+            "PUT {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        )?;
+        let sent = io::copy(file, &mut stream)?;
+        ensure!(sent == length, "{sent} bytes sent of {length}");
+        let mut status = String::new();
+        BufReader::new(stream).read_line(&mut status)?;
+        ensure!(status.starts_with("HTTP/1.1 201 "), "the server says {status:?}");
+        Ok(())
+    };
+    client.enter(put)?.with_context(|| format!("PUT http://{server}{path}"))
+}
+
+fn connect(server: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&server, SOON)?;
+    stream.set_read_timeout(Some(EVENTUALLY))?;
+    stream.set_write_timeout(Some(EVENTUALLY))?;
+    Ok(stream)
 }
 
 fn read_headers(stream: &mut impl BufRead) -> Result<Vec<(String, String)>> {

@@ -5,13 +5,16 @@ pub mod balancer;
 pub mod config;
 pub mod conversation;
 pub mod crowd;
+pub mod decap;
 pub mod digest;
 pub mod echo;
 pub mod frames;
 pub mod http;
 pub mod network;
 pub mod nginx;
+pub mod site;
 pub mod traces;
+pub mod tshark;
 pub mod wire;
 
 use std::time::Duration;

@@ -49,9 +49,13 @@ pub const WEB1: Dual = web(1);
 pub const WEB2: Dual = web(2);
 /// The router of a one-arm network, on the backends' side.
 pub const ROUTER: Dual = dual([10, 0, 1, 254], BACKEND_SIDE, 0x254);
+/// The far router on the client's gateway's side, and that gateway on the far router's side.
+const FAR: Dual = dual([10, 0, 2, 1], FAR_SIDE, 1);
+const NEAR: Dual = dual([10, 0, 2, 2], FAR_SIDE, 2);
 
 const CLIENT_SIDE: [u16; 2] = [0xfd00, 0xa];
 const BACKEND_SIDE: [u16; 2] = [0xfd00, 0xb];
+const FAR_SIDE: [u16; 2] = [0xfd00, 0xc];
 
 /// The backend of that number, 1 to 9.
 pub const fn web(number: u8) -> Dual {
@@ -99,6 +103,8 @@ pub struct Network {
     pub interfaces: &'static [&'static str],
     /// The router before the balancer, in a one-arm network.
     pub router: Option<Namespace>,
+    /// A router between the client and its usual gateway, if there is one.
+    pub far: Option<Namespace>,
     pub switch: Namespace,
     pub web1: Namespace,
     pub web2: Namespace,
@@ -107,6 +113,15 @@ pub struct Network {
 
 impl Network {
     pub fn new(prefix: &str, arms: Arms) -> Result<Self> {
+        Self::build(prefix, arms, None)
+    }
+
+    /// The same with a far router, `eth0` of which is where the client's gateway else is, and a link of this MTU behind.
+    pub fn with_far_router(prefix: &str, arms: Arms, mtu: u16) -> Result<Self> {
+        Self::build(prefix, arms, Some(mtu))
+    }
+
+    fn build(prefix: &str, arms: Arms, far_mtu: Option<u16>) -> Result<Self> {
         let lab = Lab::new(prefix)?;
         let client = lab.namespace("client")?;
         let balancer = lab.namespace("balancer")?;
@@ -120,8 +135,9 @@ impl Network {
             Arms::One => Some(lab.namespace("router")?),
             Arms::Two => None,
         };
-        let network = Self { client, balancer, interfaces, router, switch, web1, web2, lab };
-        network.connect()?;
+        let far = far_mtu.map(|_| lab.namespace("far")).transpose()?;
+        let network = Self { client, balancer, interfaces, router, far, switch, web1, web2, lab };
+        network.connect(far_mtu)?;
         Ok(network)
     }
 
@@ -144,13 +160,32 @@ impl Network {
         self.switch.ip(&format!("link set {port} master br0")).map(drop)
     }
 
-    fn connect(&self) -> Result<()> {
+    /// Gives backends a way to clients that does not pass the balancer. With two arms it ends at the client itself.
+    pub fn add_way_back(&self) -> Result<()> {
+        if self.router.is_none() {
+            veth(&self.client, "eth1", &self.switch, "client")?;
+            self.plug_in("client")?;
+            add_addresses(&self.client, "eth1", ROUTER)?;
+        }
+        for backend in [&self.web1, &self.web2] {
+            for family in Family::BOTH {
+                backend.ip(&format!("route replace default via {}", ROUTER.of(family)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&self, far_mtu: Option<u16>) -> Result<()> {
         self.lab.pass_xdp(&self.switch, "balancer")?;
         add_addresses(&self.balancer, self.backend_interface(), BACKEND_GATEWAY)?;
         self.balancer.enable_forwarding()?;
         let gateway = match &self.router {
             Some(router) => self.connect_router(router)?,
             None => &self.balancer,
+        };
+        let gateway = match (&self.far, far_mtu) {
+            (Some(far), Some(mtu)) => self.connect_far(far, gateway, mtu)?,
+            _ => gateway,
         };
         veth(&self.client, "eth0", gateway, "eth0")?;
         self.lab.pass_xdp(&self.client, "eth0")?;
@@ -169,6 +204,21 @@ impl Network {
         }
         add_default_routes(&self.balancer, ROUTER)?;
         Ok(router)
+    }
+
+    fn connect_far<'a>(&self, far: &'a Namespace, near: &Namespace, mtu: u16) -> Result<&'a Namespace> {
+        veth(far, "eth1", near, "eth0")?;
+        self.lab.pass_xdp(far, "eth1")?;
+        for (namespace, interface, address) in [(far, "eth1", FAR), (near, "eth0", NEAR)] {
+            namespace.ip(&format!("link set {interface} mtu {mtu}"))?;
+            add_addresses(namespace, interface, address)?;
+        }
+        far.enable_forwarding()?;
+        add_default_routes(far, NEAR)?;
+        for family in Family::BOTH {
+            near.add_route(&CLIENT.of(family).to_string(), &FAR.of(family).to_string())?;
+        }
+        Ok(far)
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Serves the files of `root`; every answer names the server in `X-Served-By`.
+    /// Serves the files of `root`, and takes uploads to it; every answer names the server in `X-Served-By`.
     pub fn start(namespace: &Namespace, name: &str, root: &Path) -> Result<Self> {
         let directory = namespace.directory().join(format!("nginx-{name}"));
         fs::create_dir_all(&directory)?;
@@ -40,10 +40,10 @@ fn configuration(name: &str, root: &Path) -> String {
         "daemon off; user root; pid nginx.pid; worker_processes 1;
          events {{ worker_connections 256; }}
          http {{
-             access_log off;
+             access_log off; client_max_body_size 0; client_body_temp_path uploads;
              server {{
                  listen 80; listen [::]:80;
-                 root {root};
+                 root {root}; dav_methods PUT;
                  add_header X-Served-By {name};
                  location /slow/ {{ alias {root}/; limit_rate 2m; add_header X-Served-By {name}; }}
              }}

@@ -16,12 +16,25 @@ pub fn build() -> Result<ExitCode> {
     for name in ["foobar-lb", "foobar-site"] {
         println!("{}", built.executable(name)?.display());
     }
-    let object = built.out_dir("foobar-lb")?.join("foobar-lb-xdp");
-    println!("{}", object.display());
-    for (function, instructions) in functions(&object)? {
-        println!("  {function}: {instructions} instructions");
+    for object in ["foobar-lb-xdp", "foobar-lb-decap"] {
+        let object = built.out_dir("foobar-lb")?.join(object);
+        println!("{}", object.display());
+        for (function, instructions) in functions(&object)? {
+            println!("  {function}: {instructions} instructions");
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    verify(built.executable("foobar-lb")?)
+}
+
+/// What this machine's kernel makes of them, which only root may ask.
+fn verify(foobar_lb: &Path) -> Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("not root: the kernel is not asked to verify them (`foobar-lb verify`)");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut command = Command::new(foobar_lb);
+    let status = command.arg("verify").status().with_context(|| format!("cannot run {command:?}"))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Builds the daemon, with the XDP program in it, and the site's application.

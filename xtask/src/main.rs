@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod cargo;
+mod fuzz;
 mod run;
 mod sandbox;
 mod setup;
@@ -59,6 +60,15 @@ enum Task {
         #[command(subcommand)]
         subject: bench::Subject,
     },
+    /// Looks for frames that the data path does not treat as it has to, and adds to the corpus of such that it does.
+    ///
+    /// Installs cargo-fuzz if it is missing, and needs rustup's nightly compiler. Ends with the first frame that goes
+    /// wrong; else the corpus, `fuzz/corpus/balance`, is minimised.
+    Fuzz {
+        /// For so long, building not counted.
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        minutes: u64,
+    },
     /// Checks the house rules: who imports whom, how long things are, where `unsafe` may be.
     Tidy,
     /// The inside of `run`: the site itself.
@@ -87,6 +97,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Run { once } => prepared(|| run::run(once)),
         Task::Test { ring } => prepared(|| test::test(ring)),
         Task::Bench { subject } => prepared(|| bench::bench(&subject)),
+        Task::Fuzz { minutes } => prepared(|| fuzz::fuzz(minutes)),
         Task::Tidy => tidy::tidy(),
         Task::RunInside(inside) => run::run_inside(&inside),
         Task::Sandboxed { command } => sandbox::run_inside(&command),

@@ -26,7 +26,11 @@ const TOOLS: &[Tool] = &[
     Tool { program: "mysqld", package: "default-mysql-server" },
     Tool { program: "nft", package: "nftables" },
     Tool { program: "nginx", package: "nginx-light" },
+    Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "tcpdump", package: "tcpdump" },
+    Tool { program: "tracepath", package: "iputils-tracepath" },
+    Tool { program: "traceroute", package: "traceroute" },
+    Tool { program: "tshark", package: "tshark" },
 ];
 
 /// Where programs for root are, which the path of a user often leaves out.

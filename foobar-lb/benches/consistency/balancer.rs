@@ -99,7 +99,7 @@ impl Balancer {
     /// The first `backends` are up.
     pub fn new(tracking: Tracking, capacities: Capacities, seed: u64, backends: u8) -> Result<Self> {
         let mut state = State::new(vec![configure(tracking, backends)?], seed);
-        state.attached.insert(INTERFACE, Interface { mac: BALANCER_MAC, pad: [0; 2] });
+        state.attached.insert(INTERFACE, Interface::new(BALANCER_MAC));
         state.observe_network(view());
         let Capacities { slots, backends: ids, .. } = capacities;
         let mut balancer = Self {
@@ -226,8 +226,15 @@ fn configure_backend(number: u8) -> model::Backend {
 
 /// All backends that there may ever be are neighbours.
 fn view() -> View {
-    let next_hop = NextHop { interface: INTERFACE, source: BALANCER_MAC, destination: BACKEND_MAC, mtu: MTU };
-    let link = Link { name: "lo".to_owned(), mac: Some(BALANCER_MAC), up: true, mtu: MTU };
+    let next_hop = NextHop {
+        interface: INTERFACE,
+        source: BALANCER_MAC,
+        destination: BACKEND_MAC,
+        mtu: MTU,
+        on_link: true,
+        local: None,
+    };
+    let link = Link { name: "lo".to_owned(), mac: Some(BALANCER_MAC), up: true, mtu: MTU, addresses: vec![] };
     View {
         next_hops: (0..BACKENDS).map(|number| (frames::backend(number).ip(), next_hop)).collect(),
         links: [(INTERFACE, link)].into(),

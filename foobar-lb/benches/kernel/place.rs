@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use foobar_lb::{
-    bpf::{Bpf, Capacities, Link, Mode},
+    bpf::{Attach, Bpf, Capacities, Link, Mode},
     config,
     image::Image,
     neighbour::{NextHop, View},
@@ -126,7 +126,14 @@ fn ip(words: &str) -> Result<()> {
 }
 
 fn render(config: config::Config, interface: u32) -> Image {
-    let next_hop = NextHop { interface, source: OWN_MAC, destination: NEIGHBOUR_MAC, mtu: MTU };
+    let next_hop = NextHop {
+        interface,
+        source: OWN_MAC,
+        destination: NEIGHBOUR_MAC,
+        mtu: MTU,
+        on_link: true,
+        local: None,
+    };
     let addresses =
         config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip());
     let subnets = ["10.0.1.0/24", "2001:db8:1::/64"].map(|net| net.parse().expect("this is a prefix"));
@@ -137,7 +144,7 @@ fn render(config: config::Config, interface: u32) -> Image {
         ..View::default()
     };
     let mut state = State::new(config.services, SEED);
-    state.attached.insert(interface, Interface { mac: OWN_MAC, pad: [0; 2] });
+    state.attached.insert(interface, Interface::new(OWN_MAC));
     state.observe_network(view);
     state.render(Instant::now())
 }

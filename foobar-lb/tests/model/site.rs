@@ -8,7 +8,7 @@ use std::{
 use foobar_lb::{
     health::{self, Report, Target},
     image::endpoint,
-    model::{self, Health, Mode, ServiceKey},
+    model::{self, Affinity, Health, Mode, ServiceKey, Unmatched, Vip},
     neighbour::{Link, NextHop, View},
 };
 use foobar_lb_ebpf::{
@@ -69,6 +69,9 @@ pub fn configure(setting: &Setting) -> model::Service {
         udp_drain,
         remember,
         direct: Vec::new(),
+        affinity: Affinity::Flow,
+        mss: None,
+        vip: Vip { unmatched: Unmatched::Pass, ping: true },
         announce: false,
         when_empty,
         health: health::Settings {
@@ -86,10 +89,12 @@ pub fn configure(setting: &Setting) -> model::Service {
 pub fn view() -> View {
     let mut view = View::default();
     let mac = frames::BALANCER_MAC;
-    view.links.insert(INTERFACE, Link { name: "eth0".to_owned(), mac: Some(mac), up: true, mtu: MTU });
+    let link = Link { name: "eth0".to_owned(), mac: Some(mac), up: true, mtu: MTU, addresses: Vec::new() };
+    view.links.insert(INTERFACE, link);
     for backend in 0..BACKENDS {
         let destination = [2, 0, 0, 0, 1, backend];
-        let hop = NextHop { interface: INTERFACE, source: mac, destination, mtu: MTU };
+        let hop =
+            NextHop { interface: INTERFACE, source: mac, destination, mtu: MTU, on_link: true, local: None };
         view.next_hops.insert(frames::backend_address(backend).into(), hop);
     }
     view

@@ -123,7 +123,7 @@ impl World {
             moving: BTreeMap::new(),
             ids: BTreeMap::new(),
         };
-        world.state.attached.insert(INTERFACE, Interface { mac: frames::BALANCER_MAC, pad: [0; 2] });
+        world.state.attached.insert(INTERFACE, Interface::new(frames::BALANCER_MAC));
         world.state.observe_network(site::view());
         world.change(&Change::Health(setting.backends, Health::Up));
         for step in world.plan() {

@@ -1,14 +1,25 @@
 //! Frames as another implementation, etherparse, writes them: all lengths and checksums of theirs are its own.
 
-use std::net::{IpAddr, SocketAddr};
+mod icmp;
+mod ip;
+mod outer;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
 use etherparse::{
-    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv4Type, Icmpv6Type, IpFragOffset,
-    IpHeaders, IpNumber, Ipv4Header, Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header, PacketBuilder,
-    PacketBuilderStep, TcpHeader, icmpv4, icmpv6,
+    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Header,
+    Ipv6Header, PacketBuilder, TcpHeader, TransportHeader, UdpHeader,
 };
 use foobar_lb::model::Protocol;
 
+pub use self::{
+    icmp::{Complaint, IcmpError, Ping},
+    ip::{Extension, Fragment, as_part, ip},
+    outer::Outer,
+};
 use super::world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, Family, Host, Port, WEB1};
 
 /// Bytes of an Ethernet header.
@@ -21,6 +32,13 @@ pub const MINIMUM: usize = 60;
 pub struct Link {
     pub from: [u8; 6],
     pub to: [u8; 6],
+}
+
+impl Link {
+    /// The way of an answer.
+    pub fn back(self) -> Self {
+        Self { from: self.to, to: self.from }
+    }
 }
 
 /// What arrives by an interface.
@@ -55,16 +73,18 @@ impl Transport {
             _ => Protocol::Tcp,
         }
     }
+
+    fn number(self) -> IpNumber {
+        match self.protocol() {
+            Protocol::Tcp => IpNumber::TCP,
+            Protocol::Udp => IpNumber::UDP,
+        }
+    }
 }
 
-/// A part of a datagram.
-#[derive(Clone, Copy, Debug)]
-pub struct Fragment {
-    /// In units of 8 bytes.
-    pub offset: u16,
-    pub more: bool,
-}
-
+/// Where all TCP connections stand.
+pub const SEQUENCE: u32 = 0x0102_0304;
+pub const ACKNOWLEDGEMENT: u32 = 0x0506_0708;
 /// As many options as a timestamp takes.
 const NO_OPERATIONS: [u8; 12] = [1; 12];
 
@@ -76,29 +96,36 @@ pub struct Datagram {
     pub to: SocketAddr,
     pub transport: Transport,
     pub hops: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Identification, of IPv4 and of fragments.
+    pub id: u16,
     /// Of IPv4.
     pub options: &'static [u8],
-    pub fragment: Option<Fragment>,
+    /// Of IPv6, in their order.
+    pub extensions: Vec<Extension>,
     pub may_fragment: bool,
+    pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
 }
 
 impl Datagram {
     /// The client's packet to the service.
     pub fn request(family: Family, transport: Transport) -> Self {
+        let bare = transport == Transport::BareAck;
         Self {
             link: arriving(CLIENT, CLIENT_SIDE),
             from: world::client(CLIENT, family),
             to: world::service(family),
             transport,
             hops: 64,
+            traffic_class: 0,
+            id: 0,
             options: &[],
-            fragment: None,
+            extensions: vec![],
             may_fragment: false,
-            payload: match transport {
-                Transport::BareAck => Vec::new(),
-                _ => b"a payload of odd length".to_vec(),
-            },
+            tcp_options: if bare { NO_OPERATIONS.to_vec() } else { vec![] },
+            payload: if bare { vec![] } else { b"a payload of odd length".to_vec() },
         }
     }
 
@@ -123,119 +150,115 @@ impl Datagram {
         Self { link, from: world::service(self.family()), hops: self.hops - 1, ..self }
     }
 
+    /// Of so many bytes, IP header included.
+    pub fn sized(self, bytes: usize) -> Self {
+        let headers = self.packet().len() - self.payload.len();
+        Self { payload: vec![0x5a; bytes - headers], ..self }
+    }
+
     pub fn family(&self) -> Family {
-        if self.to.is_ipv4() { Family::V4 } else { Family::V6 }
+        family_of(self.to.ip())
     }
 
     /// The whole frame.
     pub fn frame(&self) -> Vec<u8> {
-        let ether_type = match self.family() {
-            Family::V4 => EtherType::IPV4,
-            Family::V6 => EtherType::IPV6,
-        };
-        ethernet(self.link, ether_type, &self.packet())
+        self.carrying(self.packet())
+    }
+
+    /// A frame on the same wire, with a packet of the same family.
+    pub fn carrying(&self, packet: Vec<u8>) -> Vec<u8> {
+        ethernet(self.link, ether_type(self.family()), &packet)
     }
 
     /// The IP packet in it.
     pub fn packet(&self) -> Vec<u8> {
-        let step = PacketBuilder::ip(self.ip());
-        let mut packet = Vec::new();
-        match self.transport {
-            Transport::Udp | Transport::BareUdp => {
-                step.udp(self.from.port(), self.to.port()).write(&mut packet, &self.payload)
-            }
-            _ => step.tcp_header(self.tcp()).write(&mut packet, &self.payload),
-        }
-        .expect("a vector takes all that is written");
-        if self.transport == Transport::BareUdp {
-            let check = packet.len() - self.payload.len() - 2;
-            packet[check..check + 2].fill(0);
-        }
-        packet
+        let segment = self.segment();
+        self.ip_packet(&self.extensions, None, &segment)
     }
 
-    fn tcp(&self) -> TcpHeader {
-        let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), 0x0102_0304, 0x8000);
+    /// The IP packet that carries these bytes of what follows the IP header, which are not all.
+    pub fn part(&self, bytes: Range<usize>) -> Vec<u8> {
+        let segment = self.segment();
+        let more = bytes.end < segment.len();
+        assert!(bytes.start.is_multiple_of(8) && (!more || bytes.end.is_multiple_of(8)), "{bytes:?}");
+        let fragment = Fragment { offset: (bytes.start / 8) as u16, more, id: self.id };
+        match self.family() {
+            Family::V4 => self.ip_packet(&[], Some(fragment), &segment[bytes]),
+            Family::V6 => {
+                let extensions = [&self.extensions[..], &[Extension::Fragment(fragment)]].concat();
+                self.ip_packet(&extensions, None, &segment[bytes])
+            }
+        }
+    }
+
+    /// Bytes that follow the IP header.
+    pub fn segment(&self) -> Vec<u8> {
+        let mut header = self.transport_header();
+        match self.ip_headers(None) {
+            IpHeaders::Ipv4(ip, _) => header.update_checksum_ipv4(&ip, &self.payload).ok(),
+            IpHeaders::Ipv6(ip, _) => header.update_checksum_ipv6(&ip, &self.payload).ok(),
+        }
+        .expect("payloads are short");
+        if self.transport == Transport::BareUdp {
+            header.mut_udp().expect("it is UDP").checksum = 0;
+        }
+        let mut segment = Vec::new();
+        header.write(&mut segment).expect("a vector takes all that is written");
+        [segment, self.payload.clone()].concat()
+    }
+
+    fn transport_header(&self) -> TransportHeader {
+        let (source_port, destination_port) = (self.from.port(), self.to.port());
+        if self.transport.protocol() == Protocol::Udp {
+            let length = (UdpHeader::LEN + self.payload.len()) as u16;
+            return TransportHeader::Udp(UdpHeader { source_port, destination_port, length, checksum: 0 });
+        }
+        let mut tcp = TcpHeader::new(source_port, destination_port, SEQUENCE, 0x8000);
         tcp.syn = matches!(self.transport, Transport::Syn | Transport::SynAck);
         tcp.fin = self.transport == Transport::Fin;
         tcp.rst = self.transport == Transport::Rst;
         tcp.ack = self.transport != Transport::Syn;
-        if self.transport == Transport::BareAck {
-            tcp.set_options_raw(&NO_OPERATIONS).expect("there is room for these options");
-        }
-        tcp
+        tcp.acknowledgment_number = if tcp.ack { ACKNOWLEDGEMENT } else { 0 };
+        tcp.set_options_raw(&self.tcp_options).expect("there is room for these options");
+        TransportHeader::Tcp(tcp)
     }
 
-    fn ip(&self) -> IpHeaders {
-        let mut ip = ip_headers(self.from.ip(), self.to.ip(), self.hops);
-        let fragment = self.fragment.unwrap_or(Fragment { offset: 0, more: false });
-        let offset = IpFragOffset::try_new(fragment.offset).expect("rows keep to 13 bits");
-        match &mut ip {
-            IpHeaders::Ipv4(header, _) => {
-                header.options = self.options.try_into().expect("rows have whole words of options");
-                header.dont_fragment = !self.may_fragment;
-                header.more_fragments = fragment.more;
-                header.fragment_offset = offset;
-            }
-            IpHeaders::Ipv6(_, extensions) if self.fragment.is_some() => {
-                let header = Ipv6FragmentHeader::new(IpNumber::TCP, offset, fragment.more, 1);
-                extensions.fragment = Some(header);
-            }
-            IpHeaders::Ipv6(..) => {}
+    fn ip_packet(&self, extensions: &[Extension], fragment: Option<Fragment>, segment: &[u8]) -> Vec<u8> {
+        ip::packet(self.ip_headers(fragment), extensions, self.transport.number(), segment)
+    }
+
+    fn ip_headers(&self, fragment: Option<Fragment>) -> IpHeaders {
+        let mut ip = ip::headers(self.from.ip(), self.to.ip(), self.hops);
+        ip::set_traffic_class(&mut ip, self.traffic_class);
+        if let IpHeaders::Ipv4(header, _) = &mut ip {
+            header.options = self.options.try_into().expect("rows have whole words of options");
+            header.identification = self.id;
+            header.dont_fragment = !self.may_fragment;
+            fragment.into_iter().for_each(|fragment| ip::set_fragment(header, fragment));
         }
         ip
     }
 }
 
-/// What an ICMP error says of the packet it quotes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Complaint {
-    PortUnreachable,
-    /// Fragmentation needed, packet too big.
-    TooBig,
-}
-
-/// An ICMP error on a wire.
-#[derive(Clone, Debug)]
-pub struct IcmpError {
-    pub link: Link,
-    pub from: IpAddr,
-    pub to: IpAddr,
-    pub hops: u8,
-    pub complaint: Complaint,
-    /// The packet it quotes, or as much of it as fits.
-    pub quoted: Vec<u8>,
-}
-
-impl IcmpError {
-    pub fn frame(&self) -> Vec<u8> {
-        let step = ip(self.link, self.from, self.to, self.hops);
-        let mut frame = Vec::new();
-        match (self.to, self.complaint) {
-            (IpAddr::V4(_), complaint) => {
-                let code = match complaint {
-                    Complaint::PortUnreachable => icmpv4::DestUnreachableHeader::Port,
-                    Complaint::TooBig => {
-                        icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 }
-                    }
-                };
-                step.icmpv4(Icmpv4Type::DestinationUnreachable(code)).write(&mut frame, &self.quoted)
-            }
-            (IpAddr::V6(_), Complaint::PortUnreachable) => step
-                .icmpv6(Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port))
-                .write(&mut frame, &self.quoted),
-            (IpAddr::V6(_), Complaint::TooBig) => {
-                step.icmpv6(Icmpv6Type::PacketTooBig { mtu: 1400 }).write(&mut frame, &self.quoted)
-            }
-        }
-        .expect("a vector takes all that is written");
-        frame
+/// Bytes of its header, without options.
+pub fn ip_header(family: Family) -> usize {
+    match family {
+        Family::V4 => Ipv4Header::MIN_LEN,
+        Family::V6 => Ipv6Header::LEN,
     }
 }
 
-/// A frame up to and with its IP header.
-pub fn ip(link: Link, from: IpAddr, to: IpAddr, hops: u8) -> PacketBuilderStep<IpHeaders> {
-    PacketBuilder::ethernet2(link.from, link.to).ip(ip_headers(from, to, hops))
+/// Which IP an address is of.
+pub fn family_of(ip: IpAddr) -> Family {
+    if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// How Ethernet calls it.
+pub fn ether_type(family: Family) -> EtherType {
+    match family {
+        Family::V4 => EtherType::IPV4,
+        Family::V6 => EtherType::IPV6,
+    }
 }
 
 /// A frame of any kind.
@@ -274,23 +297,22 @@ pub fn octets(host: Host) -> [u8; 4] {
     }
 }
 
-fn ip_headers(from: IpAddr, to: IpAddr, hops: u8) -> IpHeaders {
-    // Header and length of what follows are filled in when it is known.
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let header = Ipv4Header::new(0, hops, IpNumber::TCP, from.octets(), to.octets())
-                .expect("nothing is short enough");
-            IpHeaders::Ipv4(header, Default::default())
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let header = Ipv6Header {
-                hop_limit: hops,
-                source: from.octets(),
-                destination: to.octets(),
-                ..Ipv6Header::default()
-            };
-            IpHeaders::Ipv6(header, Ipv6Extensions::default())
-        }
-        _ => panic!("{from} and {to} are of different families"),
-    }
+/// Where a segment stands in its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    pub sequence: u32,
+    pub acknowledged: Option<u32>,
+}
+
+/// The RST that refuses a segment.
+pub fn refusal(segment: &Datagram, Numbers { sequence, acknowledged }: Numbers) -> Vec<u8> {
+    let (from, to) = (segment.to, segment.from);
+    let rst = ip(segment.link.back(), from.ip(), to.ip(), 64).tcp(from.port(), to.port(), sequence, 0).rst();
+    let rst = match acknowledged {
+        Some(number) => rst.ack(number),
+        None => rst,
+    };
+    let mut frame = Vec::new();
+    rst.write(&mut frame, &[]).expect("a vector takes all that is written");
+    frame
 }

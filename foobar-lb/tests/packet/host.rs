@@ -38,7 +38,7 @@ impl DataPath for Host {
         self.0.remember(flow)
     }
 
-    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict {
+    fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict {
         self.0.routes = routes(ingress);
         self.0.run(frame, ingress)
     }

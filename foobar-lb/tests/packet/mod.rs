@@ -5,10 +5,12 @@ pub mod frame;
 pub mod host;
 pub mod noise;
 mod rows;
+pub mod way;
 pub mod world;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
+use etherparse::Ipv6Header;
 use foobar_lb::{
     image::Image,
     sweep::{RememberedFlow, Store},
@@ -19,6 +21,7 @@ use foobar_lb_ebpf::{
     reason::{Action, Reason, Verdict},
 };
 
+use self::frame::ETHERNET;
 pub use self::rows::all;
 
 /// A build of the data path.
@@ -30,7 +33,7 @@ pub trait DataPath {
     /// Remembers a flow; false where there is no room.
     fn remember(&mut self, flow: &RememberedFlow) -> bool;
     /// Hands it a frame that arrived on the interface with this index.
-    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict;
+    fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict;
     /// All remembered flows, in any order.
     fn remembered(&mut self) -> Vec<RememberedFlow>;
     /// How often each reason occurred.
@@ -39,11 +42,26 @@ pub trait DataPath {
     fn traffic(&self, backend: u32) -> Traffic;
 }
 
+/// A frame and the interface it arrives on.
+#[derive(Clone)]
+pub struct Arrival {
+    pub ingress: u32,
+    pub frame: Vec<u8>,
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "on {}: {}", self.ingress, hex(&self.frame))
+    }
+}
+
 /// A line of the table.
 #[derive(Clone)]
 pub struct Row {
     pub name: String,
     pub image: Image,
+    /// What arrives before.
+    pub before: Vec<Arrival>,
     pub ingress: u32,
     pub frame: Vec<u8>,
     /// Remembered before.
@@ -78,6 +96,7 @@ impl Row {
         Self {
             name: name.into(),
             image,
+            before: vec![],
             ingress,
             out: frame.clone(),
             frame,
@@ -118,9 +137,33 @@ impl Row {
         ingress: u32,
         frame: Vec<u8>,
         out: Vec<u8>,
+        why: Reason,
     ) -> Self {
-        let row = Self::passes(name, image, ingress, frame, Reason::Announced);
+        let row = Self::passes(name, image, ingress, frame, why);
         Self { out, verdict: Verdict::Transmit, ..row }
+    }
+
+    /// It goes on another way.
+    pub fn ending_in(self, verdict: Verdict) -> Self {
+        let reasons = if verdict == Verdict::Pass { vec![Reason::HandedToKernel] } else { vec![] };
+        Self { verdict, reasons, ..self }
+    }
+
+    /// Another backend gets it.
+    pub fn by_backend(self, backend: u32) -> Self {
+        Self { traffic: self.traffic.map(|(_, side)| (backend, side)), ..self }
+    }
+
+    /// Another frame has arrived by the same interface before.
+    pub fn after(mut self, frame: Vec<u8>) -> Self {
+        self.before.push(Arrival { ingress: self.ingress, frame });
+        self
+    }
+
+    /// All that arrives, in its order.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        let last = Arrival { ingress: self.ingress, frame: self.frame.clone() };
+        self.before.iter().cloned().chain([last]).collect()
     }
 
     /// Something else is counted too.
@@ -169,13 +212,8 @@ impl Row {
         expect("frame", hex(&self.out), hex(&frame));
         let counted = increase(&reasons, &path.reasons());
         expect("reasons", format!("{:?}", self.expected_counts()), format!("{counted:?}"));
-        expect("traffic", format!("{:?}", self.expected_traffic()), {
-            let after = self.read_traffic(path);
-            format!(
-                "{:?}",
-                traffic.iter().zip(after).map(|(before, after)| since(before, &after)).collect::<Vec<_>>()
-            )
-        });
+        let carried: Vec<_> = traffic.iter().zip(self.read_traffic(path)).map(since).collect();
+        expect("traffic", in_words(&self.expected_traffic()), in_words(&carried));
         let mut expected = self.remembered.clone();
         let mut actual = memories(path, before);
         expected.sort_by_key(|memory| (memory.map, memory.flow));
@@ -197,18 +235,21 @@ impl Row {
         if let Some(map) = self.full {
             fill(path, map);
         }
+        for Arrival { ingress, frame } in &self.before {
+            path.run(&mut frame.clone(), *ingress);
+        }
     }
 
     fn expected_counts(&self) -> Vec<(Reason, Count)> {
-        let count = Count { packets: 1, bytes: self.frame.len() as u64 };
+        let count = |reason| comparable(reason, Count { packets: 1, bytes: length(&self.frame) });
         let expected = Reason::ALL.iter().filter(|reason| self.reasons.contains(reason));
-        expected.map(|reason| (*reason, comparable(*reason, count))).collect()
+        expected.map(|reason| (*reason, count(*reason))).collect()
     }
 
     /// What is counted of each backend.
     fn expected_traffic(&self) -> Vec<Traffic> {
         let count = |id: u32, side| match self.traffic == Some((id, side)) {
-            true => Count { packets: 1, bytes: self.frame.len() as u64 },
+            true => Count { packets: 1, bytes: length(&self.frame) },
             false => Count::default(),
         };
         let traffic = |id: &u32| Traffic {
@@ -222,6 +263,19 @@ impl Row {
     fn read_traffic(&self, path: &impl DataPath) -> Vec<Traffic> {
         self.image.backends.keys().map(|id| path.traffic(*id)).collect()
     }
+}
+
+/// Bytes that a frame is counted as. It may lie in several buffers, so its IP header tells; that of a frame which is
+/// cut short tells too much.
+fn length(frame: &[u8]) -> u64 {
+    let number =
+        |at: usize| frame.get(at..at + 2).map_or(0, |two| usize::from(two[0]) << 8 | usize::from(two[1]));
+    let packet = match (frame.get(12..15), frame.len()) {
+        (Some([8, 0, 0x45..=0x4f]), 34..) => number(16),
+        (Some([0x86, 0xdd, 0x60..=0x6f]), 54..) => number(18) + Ipv6Header::LEN,
+        _ => 0,
+    };
+    frame.len().max(ETHERNET + packet) as u64
 }
 
 /// What was counted meanwhile.
@@ -239,7 +293,13 @@ fn comparable(reason: Reason, count: Count) -> Count {
     Count { bytes, ..count }
 }
 
-fn since(before: &Traffic, after: &Traffic) -> Traffic {
+/// What was counted of backends, but for those that nothing was counted of.
+fn in_words(traffic: &[Traffic]) -> String {
+    let counted = traffic.iter().enumerate().filter(|(_, traffic)| **traffic != Traffic::default());
+    format!("{:?}", counted.collect::<Vec<_>>())
+}
+
+fn since((before, after): (&Traffic, Traffic)) -> Traffic {
     Traffic {
         forward: subtract(after.forward, before.forward),
         reply: subtract(after.reply, before.reply),

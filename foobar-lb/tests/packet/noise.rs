@@ -1,65 +1,69 @@
 //! Frames that are nearly right, and images that happen: for properties that hold for all of them.
 
-use std::{fmt, ops::Range, time::Duration};
+mod composed;
+
+use std::{ops::Range, time::Duration};
 
 use foobar_lb::{
     image::Image,
-    model::{Down, Health, Remember, WhenEmpty},
+    model::{Affinity, Down, Health, Mode, Mss, Remember, Unmatched, WhenEmpty},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::select};
 
+use self::composed::composed;
 use super::{
-    Row,
+    Arrival, Row,
     frame::ETHERNET,
-    hex,
-    world::{Family, Host, PORTS, Story, TRANSITION, VIP, WEB1, WEB2, WEB3},
+    way::{WAYS, Way},
+    world::{Family, Host, PORTS, Story, TRANSITION, WEB1, WEB2, WEB3},
 };
 
-/// A frame and the interface it arrives on.
-#[derive(Clone)]
-pub struct Arrival {
-    pub ingress: u32,
-    pub frame: Vec<u8>,
-}
+/// Bytes of frames that are changed.
+const LONGEST: usize = 1600;
+/// Bytes of frames without sense.
+const LONGEST_NOISE: usize = 300;
 
-impl fmt::Debug for Arrival {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "on {}: {}", self.ingress, hex(&self.frame))
-    }
-}
-
-/// Frames of the table with some bytes changed, cut or extended, and pure noise.
-pub fn arrivals(rows: &[Row], length: Range<usize>) -> impl Strategy<Value = Arrival> + use<> {
-    let rows = rows.iter().filter(|row| length.contains(&row.frame.len()));
+/// What arrives one after the other: frames of the table and such that are composed by chance, with some bytes
+/// changed, cut or extended, and pure noise. None is shorter than `shortest`, and all fit into one buffer.
+pub fn arrivals(rows: &[Row], shortest: usize) -> impl Strategy<Value = Vec<Arrival>> + use<> {
+    let fits = |arrival: &Arrival| (shortest..LONGEST).contains(&arrival.frame.len());
+    let rows = rows.iter().filter(|row| row.arrivals().iter().all(fits));
     let (translated, others): (Vec<&Row>, Vec<&Row>) = rows.partition(|row| row.traffic.is_some());
-    let any_of = |rows: Vec<&Row>| prop::sample::select(rows.into_iter().map(arrival).collect::<Vec<_>>());
+    let any_of = |rows: Vec<&Row>| select(rows.into_iter().map(Row::arrivals).collect::<Vec<_>>());
+    let composed = prop::collection::vec(composed(), 1..3);
     // There are many more ways of not being translated.
-    let arrivals = prop_oneof![3 => any_of(translated), 1 => any_of(others)];
-    let changes = prop::collection::vec((0usize..128, any::<u8>()), 0..4);
-    let cut = prop::option::weighted(0.1, length.clone());
-    let changed = (arrivals, changes, cut).prop_map(|(arrival, changes, cut)| change(arrival, changes, cut));
-    prop_oneof![9 => changed, 1 => noise(length)]
+    let arrivals = prop_oneof![3 => any_of(translated), 1 => any_of(others), 2 => composed];
+    let changes = prop::collection::vec((any::<usize>(), 0usize..128, any::<u8>()), 0..4);
+    let cut = prop::option::weighted(0.1, (any::<usize>(), shortest..LONGEST));
+    let changed =
+        (arrivals, changes, cut).prop_map(|(arrivals, changes, cut)| change(arrivals, changes, cut));
+    let noise = noise(shortest..LONGEST_NOISE).prop_map(|arrival| vec![arrival]);
+    let any = prop_oneof![9 => changed, 1 => noise];
+    prop::collection::vec(any, 1..4).prop_map(|sequences| sequences.concat())
 }
 
-fn arrival(row: &Row) -> Arrival {
-    Arrival { ingress: row.ingress, frame: row.frame.clone() }
-}
-
-fn change(mut arrival: Arrival, changes: Vec<(usize, u8)>, cut: Option<usize>) -> Arrival {
-    for (place, byte) in changes {
-        let place = place % arrival.frame.len().max(1);
-        arrival.frame.iter_mut().skip(place).take(1).for_each(|old| *old = byte);
+/// `changes` says which bytes of which frames are others, `cut` which frame ends elsewhere.
+fn change(
+    mut arrivals: Vec<Arrival>,
+    changes: Vec<(usize, usize, u8)>,
+    cut: Option<(usize, usize)>,
+) -> Vec<Arrival> {
+    let count = arrivals.len();
+    for (which, place, byte) in changes {
+        let frame = &mut arrivals[which % count].frame;
+        let place = place % frame.len().max(1);
+        frame.iter_mut().skip(place).take(1).for_each(|old| *old = byte);
     }
-    if let Some(length) = cut {
-        arrival.frame.resize(length, 0x5a);
+    if let Some((which, length)) = cut {
+        arrivals[which % count].frame.resize(length, 0x5a);
     }
-    arrival
+    arrivals
 }
 
 /// Random bytes, some of them behind the first byte of an IPv4 header.
 fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
     let bytes = prop::collection::vec(any::<u8>(), length);
-    (prop::sample::select(PORTS.to_vec()), bytes, any::<bool>()).prop_map(|(port, mut frame, is_ip)| {
+    (select(PORTS.to_vec()), bytes, any::<bool>()).prop_map(|(port, mut frame, is_ip)| {
         if is_ip && frame.len() > ETHERNET {
             frame[ETHERNET - 2..=ETHERNET].copy_from_slice(&[8, 0, 0x45]);
         }
@@ -69,34 +73,104 @@ fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
 
 /// Images that follow from what may happen to a balancer.
 pub fn images() -> impl Strategy<Value = Image> {
-    let settings = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let events = prop::collection::vec(event(), 0..6);
-    (settings, events).prop_map(|((announce, refuse, local, known, all), events)| {
-        let mut story = Story::new().configured(|service| {
-            service.announce = announce;
-            service.remember = if all { Remember::All } else { Remember::Needed };
-            service.when_empty = if refuse { WhenEmpty::Refuse } else { WhenEmpty::FailOpen };
-        });
-        story = story.seen(|view| {
-            if local {
-                view.locals.extend(Family::BOTH.map(|family| VIP.ip(family)));
-            }
-            if !known {
-                view.next_hops.retain(|ip, _| !Family::BOTH.map(|family| WEB2.ip(family)).contains(ip));
-            }
-        });
+    (settings(), surroundings(), events).prop_map(|(settings, surroundings, events)| {
+        let story = surroundings.around(settings.of(Story::new()));
         events.into_iter().fold(story, |story, event| event.happen(story).render()).image()
     })
 }
 
+/// What the operator wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub way: Way,
+    pub mss: Option<Mss>,
+    pub affinity: Affinity,
+    pub unmatched: Unmatched,
+    pub ping: bool,
+    pub announce: bool,
+    pub refuse: bool,
+    pub all: bool,
+    /// The outer source varies.
+    pub varied: bool,
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let mss = select(vec![None, Some(Mss::Auto), Some(Mss::Bytes(536)), Some(Mss::Bytes(1200))]);
+    let unmatched = select(vec![Unmatched::Pass, Unmatched::Drop, Unmatched::Reject]);
+    let choices = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let affinity = select(vec![Affinity::Flow, Affinity::Flow, Affinity::Source(24)]);
+    let choices = (affinity, unmatched, choices);
+    (select(WAYS.to_vec()), mss, choices).prop_map(|(way, mss, (affinity, unmatched, choices))| {
+        let (ping, announce, refuse, all, varied) = choices;
+        Settings { way, mss, affinity, unmatched, ping, announce, refuse, all, varied }
+    })
+}
+
+impl Settings {
+    pub fn of(self, story: Story) -> Story {
+        self.way.configure(story).configured(|service| {
+            service.mss = self.mss;
+            service.affinity = self.affinity;
+            service.vip.unmatched = self.unmatched;
+            service.vip.ping = self.ping;
+            service.announce = self.announce;
+            service.remember = if self.all { Remember::All } else { Remember::Needed };
+            service.when_empty = if self.refuse { WhenEmpty::Refuse } else { WhenEmpty::FailOpen };
+            if let (Mode::Tunnel(tunnel), true) = (&mut service.mode, self.varied) {
+                let sources = ["100.64.0.0/20", "2001:db8:64::/64"];
+                tunnel.sources = sources.map(|prefix| prefix.parse().expect("a prefix")).to_vec();
+            }
+        })
+    }
+}
+
+/// What the balancer's kernel says of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings {
+    /// The VIP is an address of its own.
+    pub local: bool,
+    /// The second backend is resolved.
+    pub known: bool,
+    /// Interfaces have addresses.
+    pub named: bool,
+    /// On the way to the first backend.
+    pub mtu: u32,
+}
+
+fn surroundings() -> impl Strategy<Value = Surroundings> {
+    let choices = (any::<bool>(), any::<bool>(), any::<bool>());
+    (choices, select(vec![576, 1280, 1500, 9000])).prop_map(|((local, known, named), mtu)| Surroundings {
+        local,
+        known,
+        named,
+        mtu,
+    })
+}
+
+impl Surroundings {
+    pub fn around(self, story: Story) -> Story {
+        let story = if self.local { story.with_local_vip() } else { story };
+        story.with_mtu(self.mtu).seen(|view| {
+            if !self.known {
+                view.next_hops.retain(|ip, _| !Family::BOTH.map(|family| WEB2.ip(family)).contains(ip));
+            }
+            if !self.named {
+                view.links.values_mut().for_each(|link| link.addresses.clear());
+            }
+        })
+    }
+}
+
+/// What happens to a balancer.
 #[derive(Clone, Debug)]
-enum Event {
+pub enum Event {
     Health(Host, Health),
     Wait(Duration),
 }
 
 impl Event {
-    fn happen(self, story: Story) -> Story {
+    pub fn happen(self, story: Story) -> Story {
         match self {
             Self::Health(backend, health) => story.health(backend, health),
             Self::Wait(duration) => story.wait(duration),
@@ -105,13 +179,9 @@ impl Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let health = prop::sample::select(vec![
-        Health::Unknown,
-        Health::Up,
-        Health::Down(Down::Answers),
-        Health::Down(Down::Silent),
-    ]);
-    let backend = prop::sample::select(vec![WEB1, WEB2, WEB3]);
+    let health =
+        select(vec![Health::Unknown, Health::Up, Health::Down(Down::Answers), Health::Down(Down::Silent)]);
+    let backend = select(vec![WEB1, WEB2, WEB3]);
     prop_oneof![
         4 => (backend, health).prop_map(|(backend, health)| Event::Health(backend, health)),
         1 => Just(Event::Wait(TRANSITION)),

@@ -1,24 +1,22 @@
 //! The network that all rows of the packet table play in: a balancer with clients on one side and backends on the
-//! other, in both families at once, and the images its state renders. What is sent in it is left to the rows.
+//! other, in both families at once. What the balancer is configured for and lives through is in `story`, what is sent
+//! to it is left to the rows.
+
+mod story;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use foobar_lb::{
-    health::{self, Report, Target},
-    image::{Image, endpoint},
-    model::{self, Down, Health, Mode, Protocol, Remember, ServiceKey, UdpDrain, WhenEmpty},
-    neighbour::{Link, NextHop, View},
-    state::State,
-    twin::Route,
-};
+use foobar_lb::{image::endpoint, model::Protocol, twin::Route};
 use foobar_lb_ebpf::{
-    layout::{Endpoint, FlowKey, Interface},
+    layout::{Endpoint, FlowKey, NextHop},
     reason::Reason,
 };
 use ipnet::IpNet;
+
+pub use self::story::{Story, by};
 
 /// The key of the flow hash and of the Maglev tables.
 pub const SEED: u64 = 7;
@@ -31,7 +29,6 @@ pub const HALF_OPEN: u32 = 1024;
 /// Moves last as long, and so do remembered flows that are silent.
 pub const TRANSITION: Duration = Duration::from_secs(90);
 
-const TABLE_SIZE: u32 = 13;
 const SERVICE_PORT: u16 = 80;
 const BACKEND_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40_000;
@@ -139,7 +136,7 @@ pub const NEIGHBOURS: [(Host, Port); 8] = [
     (WEB2, BACKEND_SIDE),
     (WEB3, BACKEND_SIDE),
 ];
-const BACKENDS: [(&str, Host); 3] = [("web1", WEB1), ("web2", WEB2), ("web3", WEB3)];
+pub const WEBS: [Host; 3] = [WEB1, WEB2, WEB3];
 const SERVICES: [(Family, Protocol); 4] = [
     (Family::V4, Protocol::Tcp),
     (Family::V4, Protocol::Udp),
@@ -166,8 +163,12 @@ pub fn client(client: Host, family: Family) -> SocketAddr {
 pub fn id(backend: Host, family: Family, protocol: Protocol) -> u32 {
     let service =
         SERVICES.iter().position(|service| *service == (family, protocol)).expect("all pairs are there");
-    let position = BACKENDS.iter().position(|(_, host)| *host == backend).expect("it is a backend");
-    (service * BACKENDS.len() + position) as u32
+    (service * WEBS.len() + place(backend)) as u32
+}
+
+/// Which of the backends it is.
+fn place(backend: Host) -> usize {
+    WEBS.iter().position(|host| *host == backend).expect("it is a backend")
 }
 
 /// The flow from one end to the other as a key of the maps.
@@ -220,176 +221,10 @@ pub fn routes(ingress: u32) -> Vec<Route> {
     routes
 }
 
-fn unresolved() -> foobar_lb_ebpf::layout::NextHop {
-    foobar_lb_ebpf::layout::NextHop { mtu: MTU, ..Default::default() }
+fn unresolved() -> NextHop {
+    NextHop { mtu: MTU, ..Default::default() }
 }
 
-fn hop(neighbour: Host, port: Port) -> foobar_lb_ebpf::layout::NextHop {
-    foobar_lb_ebpf::layout::NextHop {
-        interface: port.index,
-        mtu: MTU,
-        source: port.balancer.mac,
-        destination: neighbour.mac,
-    }
-}
-
-/// What the balancer lives through, and the image that follows.
-#[derive(Clone)]
-pub struct Story {
-    services: Vec<model::Service>,
-    view: View,
-    chapters: Vec<Chapter>,
-}
-
-#[derive(Clone)]
-enum Chapter {
-    Health(Host, Health),
-    Render,
-    Wait(Duration),
-}
-
-impl Story {
-    /// A service on the VIP for each family and protocol, with three backends that nothing is known of.
-    pub fn new() -> Self {
-        Self { services: SERVICES.map(configure).to_vec(), view: view(), chapters: Vec::new() }
-    }
-
-    /// The first backend is up, the others are not, and so it owns everything.
-    pub fn settled() -> Self {
-        let down = Health::Down(Down::Answers);
-        Self::new().health(WEB1, Health::Up).health(WEB2, down).health(WEB3, down).render()
-    }
-
-    /// The first backend ends gracefully: its slots move to the second. The third is silent.
-    pub fn moving() -> Self {
-        let silent = Health::Down(Down::Silent);
-        let story = Self::settled().health(WEB1, Health::Down(Down::Answers));
-        story.health(WEB2, Health::Up).health(WEB3, silent).render()
-    }
-
-    /// The move is over.
-    pub fn traces() -> Self {
-        Self::moving().wait(TRANSITION).render()
-    }
-
-    /// Configures all services differently.
-    pub fn configured(mut self, change: impl FnMut(&mut model::Service)) -> Self {
-        self.services.iter_mut().for_each(change);
-        self
-    }
-
-    /// Lets the network look different.
-    pub fn seen(mut self, change: impl FnOnce(&mut View)) -> Self {
-        change(&mut self.view);
-        self
-    }
-
-    /// The health checks of all services say this of the backend.
-    pub fn health(self, backend: Host, health: Health) -> Self {
-        self.then(Chapter::Health(backend, health))
-    }
-
-    /// Tables are brought up to date, as the daemon does after its events.
-    pub fn render(self) -> Self {
-        self.then(Chapter::Render)
-    }
-
-    /// Time passes.
-    pub fn wait(self, duration: Duration) -> Self {
-        self.then(Chapter::Wait(duration))
-    }
-
-    fn then(mut self, chapter: Chapter) -> Self {
-        self.chapters.push(chapter);
-        self
-    }
-
-    /// What the maps hold in the end.
-    pub fn image(&self) -> Image {
-        let mut state = State::new(self.services.clone(), SEED);
-        let mut now = Instant::now();
-        for Port { index, balancer, .. } in PORTS.into_iter().filter(|port| port.attached) {
-            state.attached.insert(index, Interface { mac: balancer.mac, pad: [0; 2] });
-        }
-        state.observe_network(self.view.clone());
-        for chapter in &self.chapters {
-            match chapter {
-                Chapter::Health(backend, health) => report(&mut state, *backend, *health, now),
-                Chapter::Render => drop(state.render(now)),
-                Chapter::Wait(duration) => now += *duration,
-            }
-        }
-        state.render(now)
-    }
-}
-
-fn configure((family, protocol): (Family, Protocol)) -> model::Service {
-    let backend = |(name, host): (&str, Host)| model::Backend {
-        name: name.to_owned(),
-        address: server(host, family),
-        weight: 1,
-    };
-    model::Service {
-        name: format!("{protocol} {family:?}"),
-        key: ServiceKey { address: service(family), protocol },
-        mode: Mode::Nat,
-        table_size: TABLE_SIZE,
-        transition: TRANSITION,
-        idle: TRANSITION,
-        drain_time: None,
-        udp_drain: UdpDrain::Keep,
-        remember: Remember::Needed,
-        direct: ["10.0.0.64/28", "fd00:a::40/124"].map(|prefix| prefix.parse().expect("a prefix")).to_vec(),
-        announce: false,
-        when_empty: WhenEmpty::FailOpen,
-        health: health::Settings {
-            kind: health::Kind::Tcp,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            rise: 1,
-            fall: 1,
-        },
-        backends: BACKENDS.map(backend).to_vec(),
-    }
-}
-
-fn view() -> View {
-    let mut view = View::default();
-    for port in PORTS {
-        let name = format!("eth{}", port.index);
-        view.links.insert(port.index, Link { name, mac: Some(port.balancer.mac), up: true, mtu: MTU });
-        for family in Family::BOTH {
-            view.locals.insert(port.balancer.ip(family));
-            view.connected.push((subnet(port, family), port.index));
-        }
-    }
-    for (_, backend) in BACKENDS {
-        for family in Family::BOTH {
-            view.next_hops.insert(backend.ip(family), by(backend, BACKEND_SIDE));
-        }
-    }
-    view
-}
-
-/// The way to a backend by an interface.
-pub fn by(backend: Host, port: Port) -> NextHop {
-    NextHop { interface: port.index, source: port.balancer.mac, destination: backend.mac, mtu: MTU }
-}
-
-fn report(state: &mut State, backend: Host, health: Health, now: Instant) {
-    for (family, protocol) in SERVICES {
-        let service = ServiceKey { address: service(family), protocol };
-        let target = Target { service, backend: server(backend, family) };
-        let report = Report {
-            target,
-            health,
-            transition: None,
-            since: now,
-            transitions: 0,
-            inconclusive: 0,
-            reason: String::new(),
-            latency: None,
-        };
-        state.observe_health(report).expect("the backend is configured");
-    }
+fn hop(neighbour: Host, port: Port) -> NextHop {
+    NextHop { interface: port.index, mtu: MTU, source: port.balancer.mac, destination: neighbour.mac }
 }

@@ -11,8 +11,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     include_bytes_aligned,
-    maps::{HashMap, Map, MapData, MapError, MapInfo},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions},
+    util::nr_cpus,
 };
 use foobar_lb::{
     bpf::{self, Bpf, Capacities},
@@ -21,7 +22,7 @@ use foobar_lb::{
     sweep::{RememberedFlow, Store, monotonic},
 };
 use foobar_lb_ebpf::{
-    layout::{Count, FlowKey, Traffic, name},
+    layout::{Count, Ends, FlowKey, FragmentKey, Traffic, name},
     reason::{Reason, Verdict},
 };
 use nix::{
@@ -40,6 +41,8 @@ use crate::packet::{
 pub struct Kernel {
     pub bpf: Bpf,
     pub flows: FlowMaps,
+    datagrams: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<Ends>()]>,
+    limit: PerCpuArray<MapData, [u64; 2]>,
     image: Image,
 }
 
@@ -47,6 +50,9 @@ pub struct Kernel {
 pub struct FlowMaps(BTreeMap<&'static str, HashMap<MapData, Key, [u64; 2]>>);
 
 type Key = [u8; size_of::<FlowKey>()];
+
+/// More than a frame grows by.
+const ROOM: usize = 128;
 
 impl Kernel {
     /// The program of the daemon.
@@ -66,7 +72,11 @@ impl Kernel {
         build_network()?;
         let mut bpf = load().context("the program does not load")?;
         let flows = FlowMaps::open(&mut bpf)?;
-        Ok(Self { bpf, flows, image: Image::default() })
+        let datagrams = open_map(&mut bpf, name::FRAGMENTS)?.context("it remembers no fragments")?;
+        let limit = open_map(&mut bpf, name::LIMIT)?.context("it has no limit of complaints")?;
+        let datagrams = HashMap::try_from(Map::LruHashMap(datagrams))?;
+        let limit = PerCpuArray::try_from(Map::PerCpuArray(limit))?;
+        Ok(Self { bpf, flows, datagrams, limit, image: Image::default() })
     }
 
     /// Puts these in the maps; what is remembered stays.
@@ -78,19 +88,38 @@ impl Kernel {
         Ok(())
     }
 
-    fn try_run(&mut self, frame: &mut [u8], ingress: u32) -> Result<Verdict> {
+    /// Forgets fragments, and how much was complained of late.
+    fn forget_packets(&mut self) -> Result<()> {
+        let known: Vec<_> = self.datagrams.keys().collect::<Result<_, _>>()?;
+        for datagram in known {
+            self.datagrams.remove(&datagram)?;
+        }
+        let nothing = vec![[0; 2]; nr_cpus().map_err(|(_, error)| error)?];
+        Ok(self.limit.set(0, PerCpuValues::try_from(nothing)?, 0)?)
+    }
+
+    fn try_run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Result<Verdict> {
+        let (verdict, out) = self.run_behind(0, frame, ingress)?;
+        *frame = out;
+        Ok(verdict)
+    }
+
+    /// Hands it a frame before which a driver has put so many bytes of metadata. Returns what goes on, too.
+    pub fn run_behind(&mut self, metadata: usize, frame: &[u8], ingress: u32) -> Result<(Verdict, Vec<u8>)> {
+        let given = [&vec![0; metadata], frame].concat();
         // A `struct xdp_md`: where data begins, ends and is preceded by metadata, and where it arrived.
-        let context: [u32; 6] = [0, frame.len() as u32, 0, ingress, 0, 0];
-        let given = frame.to_vec();
+        let context: [u32; 6] = [metadata as u32, given.len() as u32, 0, ingress, 0, 0];
+        let mut out = vec![0; given.len() + ROOM];
         let options = TestRunOptions {
             data_in: Some(&given),
-            data_out: Some(frame),
+            data_out: Some(&mut out),
             ctx_in: Some(context.as_bytes()),
             ..TestRunOptions::default()
         };
         let run = self.bpf.program().test_run(options)?;
-        ensure!(run.data_size_out as usize == given.len(), "the frame has another length");
-        to_verdict(run.return_value, frame)
+        out.truncate(run.data_size_out as usize);
+        let out = out.split_off(metadata);
+        Ok((to_verdict(run.return_value, &out)?, out))
     }
 }
 
@@ -98,6 +127,7 @@ impl DataPath for Kernel {
     fn load(&mut self, image: &Image) {
         self.change(image).expect("the image fits into the maps");
         assert!(self.bpf.retain(|_| false).expect("the maps are there"), "somebody else changes them");
+        self.forget_packets().expect("the maps are there");
     }
 
     fn now(&self) -> u64 {
@@ -108,7 +138,7 @@ impl DataPath for Kernel {
         self.flows.remember(flow)
     }
 
-    fn run(&mut self, frame: &mut [u8], ingress: u32) -> Verdict {
+    fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict {
         self.try_run(frame, ingress).expect("the program runs")
     }
 
@@ -141,12 +171,10 @@ fn to_verdict(returned: u32, frame: &[u8]) -> Result<Verdict> {
 
 impl FlowMaps {
     fn open(bpf: &mut Bpf) -> Result<Self> {
-        let known = [name::HALF_OPEN, name::ESTABLISHED, name::ADOPTED, name::FLOWS];
         let mut maps = BTreeMap::new();
-        for id in bpf.program().info()?.map_ids()?.context("this kernel does not tell a program's maps")? {
-            let info = MapInfo::from_id(id)?;
-            if let Some(name) = known.into_iter().find(|name| info.name_as_str() == Some(name)) {
-                maps.insert(name, HashMap::try_from(Map::HashMap(MapData::from_id(id)?))?);
+        for name in [name::HALF_OPEN, name::ESTABLISHED, name::ADOPTED, name::FLOWS] {
+            if let Some(map) = open_map(bpf, name)? {
+                maps.insert(name, HashMap::try_from(Map::HashMap(map))?);
             }
         }
         ensure!(!maps.is_empty(), "the program remembers no flows");
@@ -172,6 +200,16 @@ impl FlowMaps {
     fn map(&mut self, flow: &RememberedFlow) -> &mut HashMap<MapData, Key, [u64; 2]> {
         self.0.get_mut(flow.map).expect("the program has this map")
     }
+}
+
+/// A map of the program.
+fn open_map(bpf: &mut Bpf, name: &str) -> Result<Option<MapData>> {
+    for id in bpf.program().info()?.map_ids()?.context("this kernel does not tell a program's maps")? {
+        if MapInfo::from_id(id)?.name_as_str() == Some(name) {
+            return Ok(Some(MapData::from_id(id)?));
+        }
+    }
+    Ok(None)
 }
 
 fn is_full(error: &io::Error) -> bool {

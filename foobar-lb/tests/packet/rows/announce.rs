@@ -56,8 +56,7 @@ fn announced() -> Image {
 
 /// The kernel answers for its own addresses.
 fn local() -> Image {
-    let story = Story::settled().configured(|service| service.announce = true);
-    story.seen(|view| view.locals.extend(Family::BOTH.map(|family| VIP.ip(family)))).image()
+    Story::settled().configured(|service| service.announce = true).with_local_vip().image()
 }
 
 fn asker() -> ArpEnd {
@@ -80,7 +79,14 @@ fn arp_answered(what: &str, sender: ArpEnd) -> Row {
     let answer = (CLIENT_SIDE.balancer.mac, octets(VIP));
     let out = arp(leaving(CLIENT_SIDE, CLIENT), ArpOperation::REPLY, answer, sender);
     let frame = request(sender, wanted());
-    Row::answers(format!("ARP: {what} for an announced VIP"), announced(), CLIENT_SIDE.index, frame, out)
+    Row::answers(
+        format!("ARP: {what} for an announced VIP"),
+        announced(),
+        CLIENT_SIDE.index,
+        frame,
+        out,
+        Reason::Announced,
+    )
 }
 
 fn arp_ignored(what: &str, image: Image, frame: Vec<u8>) -> Row {
@@ -153,7 +159,14 @@ fn answered(how: &str, solicitation: Solicitation) -> Row {
         ..solicitation.clone()
     };
     let name = format!("a solicitation for an announced VIP, {how}");
-    Row::answers(name, announced(), CLIENT_SIDE.index, solicitation.frame(), answer.frame())
+    Row::answers(
+        name,
+        announced(),
+        CLIENT_SIDE.index,
+        solicitation.frame(),
+        answer.frame(),
+        Reason::Announced,
+    )
 }
 
 fn ignored(which: &str, solicitation: Solicitation) -> Row {

@@ -8,11 +8,11 @@ use foobar_lb_ebpf::{
 use super::each;
 use crate::packet::{
     Row,
-    frame::{Complaint, Datagram, ETHERNET, Fragment, IcmpError, Link, Transport, arriving, ip, leaving},
+    frame::{Complaint, Datagram, IcmpError, Link, Transport, arriving, ip, ip_header, leaving},
     world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, FAR, Family, Host, ROUTER, Story, VIP, WEB1, WEB2, id},
 };
 
-const COMPLAINTS: [Complaint; 2] = [Complaint::PortUnreachable, Complaint::TooBig];
+const COMPLAINTS: [Complaint; 3] = [Complaint::PortUnreachable, Complaint::TooBig(1400), Complaint::HopLimit];
 /// Bytes behind the IP header that every router quotes (RFC 792).
 const LEAST: usize = 8;
 
@@ -48,8 +48,7 @@ fn whole(datagram: &Datagram) -> Vec<u8> {
 /// No more is quoted than must be.
 fn least(datagram: &Datagram) -> Vec<u8> {
     let mut packet = datagram.packet();
-    let ip = if datagram.family() == Family::V4 { 20 } else { 40 };
-    packet.truncate(ip + LEAST);
+    packet.truncate(ip_header(datagram.family()) + LEAST);
     packet
 }
 
@@ -185,7 +184,7 @@ fn about_an_error(family: Family) -> Row {
         to: VIP.ip(family),
         hops: 64,
         complaint: Complaint::PortUnreachable,
-        quoted: quoted.frame().split_off(ETHERNET),
+        quoted: quoted.packet(),
     };
     let name = format!("an ICMP error about an ICMP error ({family:?})");
     Row::drops(name, Story::settled().image(), CLIENT_SIDE.index, error.frame(), Reason::NoService)
@@ -207,9 +206,10 @@ fn redirect(family: Family) -> Row {
 }
 
 fn about_later_fragment() -> Row {
-    let fragment = Some(Fragment { offset: 64, more: false });
-    let quoted = Datagram { fragment, ..seen_reply(Family::V4, Transport::Udp) };
-    let frame = forged(arriving(CLIENT, CLIENT_SIDE), VIP, &quoted).frame();
+    let datagram = seen_reply(Family::V4, Transport::Udp);
+    let quoted = datagram.part(16..datagram.segment().len());
+    let error = forged(arriving(CLIENT, CLIENT_SIDE), VIP, &datagram);
+    let frame = IcmpError { quoted, ..error }.frame();
     let name = "an ICMP error about a later fragment";
     Row::drops(name, Story::settled().image(), CLIENT_SIDE.index, frame, Reason::NoService)
 }

@@ -6,7 +6,7 @@ use foobar_lb_ebpf::reason::Reason;
 use super::{called, each};
 use crate::packet::{
     Row,
-    frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, arriving, ethernet},
+    frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, arriving, ethernet, ip_header},
     world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, FAR, Family, Host, Port, Story, VIP, WEB2},
 };
 
@@ -105,13 +105,6 @@ fn truncated_errors(family: Family) -> impl Iterator<Item = Row> {
 
 fn is_readable(family: Family, length: usize) -> bool {
     length >= ETHERNET + ip_header(family)
-}
-
-fn ip_header(family: Family) -> usize {
-    match family {
-        Family::V4 => etherparse::Ipv4Header::MIN_LEN,
-        Family::V6 => etherparse::Ipv6Header::LEN,
-    }
 }
 
 fn not_ip(ether_type: EtherType) -> Row {

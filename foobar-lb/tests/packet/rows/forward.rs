@@ -1,4 +1,4 @@
-//! Clients' packets that reach a backend.
+//! What is particular to requests in mode `nat`: the destination is rewritten, and the kernel may help.
 
 use foobar_lb_ebpf::{
     headers::Side,
@@ -8,21 +8,17 @@ use foobar_lb_ebpf::{
 use super::{called, each};
 use crate::packet::{
     Row,
-    frame::{Datagram, Transport, arriving, padded},
+    frame::{Datagram, Transport, arriving},
     world::{
         self, BACKEND_SIDE, CLIENT_SIDE, COLLEAGUE, FAR, Family, MTU, ROUTER, Story, UNATTACHED, WEB1, by, id,
     },
 };
 
 pub fn rows() -> Vec<Row> {
-    let mut rows = each(two_arm);
-    rows.extend(each(one_arm));
+    let mut rows = each(one_arm);
     rows.extend(each(by_the_kernel));
-    rows.extend(each(largest));
     rows.extend(each(from_backend_subnet));
-    rows.extend(Family::BOTH.map(minimum));
     rows.extend(Family::BOTH.map(never_without_checksum));
-    rows.push(with_options());
     rows.push(without_checksum());
     rows.push(to_be_fragmented());
     rows
@@ -55,11 +51,6 @@ fn reaches_as(
     Row::translates(name, story.image(), ingress, frame, out, verdict, (backend, Side::Destination))
 }
 
-fn two_arm(family: Family, transport: Transport) -> Row {
-    let datagram = Datagram::request(family, transport);
-    reaches(called("a request", &datagram), datagram)
-}
-
 fn one_arm(family: Family, transport: Transport) -> Row {
     let from = world::client(FAR, family);
     let link = arriving(ROUTER, BACKEND_SIDE);
@@ -72,18 +63,11 @@ fn one_arm(family: Family, transport: Transport) -> Row {
 fn by_the_kernel(family: Family, transport: Transport) -> Row {
     let datagram = Datagram::request(family, transport);
     let story = Story::settled().seen(|view| {
-        view.next_hops.insert(WEB1.ip(family), by(WEB1, UNATTACHED));
+        view.next_hops.insert(WEB1.ip(family), by(WEB1, UNATTACHED, family));
     });
     let name = called("a request by an interface without the program", &datagram);
     let out = Datagram { to: world::server(WEB1, family), ..datagram.clone() }.frame();
     reaches_as(name, story, &datagram, datagram.frame(), out, Verdict::Pass)
-}
-
-fn largest(family: Family, transport: Transport) -> Row {
-    let mut datagram = Datagram::request(family, transport);
-    let headers = datagram.packet().len() - datagram.payload.len();
-    datagram.payload = vec![0x5a; MTU as usize - headers];
-    reaches(called("a request as large as may be", &datagram), datagram)
 }
 
 fn from_backend_subnet(family: Family, transport: Transport) -> Row {
@@ -94,22 +78,6 @@ fn from_backend_subnet(family: Family, transport: Transport) -> Row {
     let out = datagram.clone().reaching(WEB1).frame();
     reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Transmit)
         .remarking(Reason::ClientOnBackendSubnet)
-}
-
-/// Padding is not part of the packet, and stays as it is.
-fn minimum(family: Family) -> Row {
-    let datagram = Datagram { payload: vec![], ..Datagram::request(family, Transport::Udp) };
-    let out = padded(datagram.clone().reaching(WEB1).frame());
-    let verdict = Verdict::Redirect(BACKEND_SIDE.index);
-    let (name, frame) = (called("a request with padding", &datagram), padded(datagram.frame()));
-    reaches_as(name, Story::settled(), &datagram, frame, out, verdict)
-}
-
-fn with_options() -> Row {
-    // Record route, with room for three addresses.
-    let options = &[7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let datagram = Datagram { options, ..Datagram::request(Family::V4, Transport::Ack) };
-    reaches("a request with IPv4 options".into(), datagram)
 }
 
 fn without_checksum() -> Row {
@@ -131,9 +99,8 @@ fn never_without_checksum(family: Family) -> Row {
 
 /// Too large, but the kernel may fragment it.
 fn to_be_fragmented() -> Row {
-    let payload = vec![0x5a; MTU as usize];
-    let request = Datagram::request(Family::V4, Transport::Udp);
-    let datagram = Datagram { payload, may_fragment: true, ..request };
+    let request = Datagram { may_fragment: true, ..Datagram::request(Family::V4, Transport::Udp) };
+    let datagram = request.sized(MTU as usize + 1);
     let out = Datagram { to: world::server(WEB1, Family::V4), ..datagram.clone() }.frame();
     let name = "a request that is to be fragmented".into();
     reaches_as(name, Story::settled(), &datagram, datagram.frame(), out, Verdict::Pass)

@@ -1,12 +1,22 @@
 //! The rows, by what they are about.
 
+mod affinity;
 mod announce;
+mod clamp;
+mod complain;
+mod dsr;
+mod echo;
 mod errors;
+mod extensions;
 mod foreign;
 mod forward;
+mod fragments;
 mod refuse;
 mod remember;
 mod reply;
+mod reset;
+mod tunnel;
+mod ways;
 
 use super::{
     Row,
@@ -19,11 +29,21 @@ pub fn all() -> Vec<Row> {
     [
         forward::rows(),
         reply::rows(),
+        ways::rows(),
+        dsr::rows(),
+        tunnel::rows(),
+        fragments::rows(),
+        extensions::rows(),
+        clamp::rows(),
         refuse::rows(),
+        reset::rows(),
+        complain::rows(),
+        echo::rows(),
         foreign::rows(),
         errors::rows(),
         announce::rows(),
         remember::rows(),
+        affinity::rows(),
     ]
     .concat()
 }

@@ -14,7 +14,7 @@ use foobar_lb_ebpf::{
     conntrack::BRIEF_IDLE,
     flow::{hash, hash_key, reduce},
     headers::Side,
-    layout::{SETTLED, TRACES, entry_state, name},
+    layout::{FlowKey, SETTLED, TRACES, entry_state, name},
     reason::{Reason, Verdict},
 };
 
@@ -23,7 +23,7 @@ use crate::packet::{
     frame::{Complaint, Datagram, IcmpError, Transport, arriving, leaving},
     world::{
         BACKEND_SIDE, CLIENT, CLIENT_SIDE, Family, Host, SEED, Story, TRANSITION, VIP, WEB1, WEB2, WEB3,
-        flow, id, service,
+        flow, id,
     },
 };
 
@@ -285,7 +285,7 @@ fn error(name: &str, image: &Image, known: Option<Known>, backend: Host) -> Row 
         from: CLIENT.ip(Family::V4),
         to: VIP.ip(Family::V4),
         hops: 64,
-        complaint: Complaint::TooBig,
+        complaint: Complaint::TooBig(1400),
         quoted: seen.packet(),
     };
     let translated = IcmpError {
@@ -361,16 +361,17 @@ fn udp_while_moving() -> Row {
         request.from.set_port(port);
         request
     };
-    let request = (1..).map(with_port).find(|request| moves(&image, request)).expect("some slot moves");
+    let request =
+        (1..).map(with_port).find(|request| moves(&image, &flow(request.from, request.to, Protocol::Udp)));
+    let request = request.expect("some slot moves");
     let known = Known { map: name::ADOPTED, backend: WEB1, state: 0, age: NOW };
     let name = "moving: a UDP packet out of the blue".to_owned();
     reaches(name, &image, &request, WEB1).remembering(remembered(known, &request))
 }
 
-fn moves(image: &Image, request: &Datagram) -> bool {
-    let flow = flow(request.from, service(Family::V4), Protocol::Udp);
+/// Whether the slot of a flow moves.
+pub fn moves(image: &Image, flow: &FlowKey) -> bool {
     let service = image.services[&flow.destination];
-    let slot =
-        image.tables[&service.first_slot][reduce(hash(&hash_key(SEED), &flow), service.slots) as usize];
+    let slot = image.tables[&service.first_slot][reduce(hash(&hash_key(SEED), flow), service.slots) as usize];
     slot.previous != SETTLED && slot.previous != TRACES
 }

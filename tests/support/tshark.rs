@@ -1,0 +1,65 @@
+//! Frames as `tshark` judges them, which is another implementation than any that makes them.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+const CHECKS: [&str; 3] = ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"];
+
+/// A capture file.
+pub struct Capture {
+    path: PathBuf,
+}
+
+impl Capture {
+    /// Writes the frames to a file of that name in the directory.
+    pub fn write(directory: &Path, name: &str, frames: &[Vec<u8>]) -> Result<Self> {
+        // The format of libpcap: version 2.4, whole frames, Ethernet.
+        const HEADER: [u32; 6] = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 1 << 16, 1];
+        let path = directory.join(format!("{name}.pcap"));
+        let mut file = BufWriter::new(File::create(&path)?);
+        write_words(&mut file, &HEADER)?;
+        for frame in frames {
+            let length = u32::try_from(frame.len())?;
+            write_words(&mut file, &[0, 0, length, length])?;
+            file.write_all(frame)?;
+        }
+        file.flush()?;
+        Ok(Self { path })
+    }
+
+    /// No checksum may be wrong, of these protocols and of IPv4 ...
+    pub fn check_checksums(&self, protocols: &[&str]) -> Result<()> {
+        let with_status = |status: &str| {
+            let states =
+                ["ip"].iter().chain(protocols).map(|name| format!("{name}.checksum.status == \"{status}\""));
+            states.collect::<Vec<_>>()
+        };
+        let wrong = self.find(&with_status("Bad").join(" or "))?;
+        ensure!(wrong.is_empty(), "wrong checksums:\n{wrong}");
+        // ... and of each there must be some.
+        for right in with_status("Good") {
+            ensure!(!self.find(&right)?.is_empty(), "no frame of which {right}");
+        }
+        Ok(())
+    }
+
+    /// A line about each of the frames that a display filter finds.
+    fn find(&self, filter: &str) -> Result<String> {
+        let mut command = Command::new("tshark");
+        command.arg("-n").arg("-r").arg(&self.path).args(["-Y", filter]);
+        for check in CHECKS {
+            command.args(["-o", check]);
+        }
+        let output = command.output().context("cannot start tshark")?;
+        ensure!(output.status.success(), "tshark failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+fn write_words(file: &mut impl Write, words: &[u32]) -> Result<()> {
+    words.iter().try_for_each(|word| file.write_all(&word.to_ne_bytes())).context("cannot write frames")
+}
