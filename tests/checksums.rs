@@ -73,7 +73,7 @@ fn check_checksums(name: &str, arms: Arms, mode: Mode) -> Result<()> {
         talk(client, family)?;
     }
     let frames: Vec<_> = wires.iter().map(Wire::received).collect::<Result<Vec<_>>>()?.concat();
-    Capture::write(std::path::Path::new("/tmp"), "lab-all", &frames)?.check_checksums(&["tcp", "udp", "icmp", "icmpv6"])
+    Capture::write(lab.directory(), "all", &frames)?.check_checksums()
 }
 
 /// Sees frames as they come: merged ones have no checksums of their own.

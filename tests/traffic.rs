@@ -29,5 +29,6 @@ mod reload;
 mod same_subnet;
 mod spread;
 mod traceroute;
+mod tunnel;
 mod unmatched;
 mod vip;

@@ -91,7 +91,7 @@ impl Conversation {
             Self::Udp(socket) => {
                 socket.send(b"who are you\n").context("cannot ask")?;
                 let mut datagram = [0; 256];
-                let length = socket.recv(&mut datagram).context("no answer")?;
+                let length = receive(socket, &mut datagram).context("no answer")?;
                 answer.push_str(str::from_utf8(&datagram[..length])?);
             }
         }
@@ -192,10 +192,20 @@ pub fn ask_at_length(client: &Namespace, server: SocketAddr, length: usize) -> R
     let question: Vec<u8> = (0..length).map(|place| (place / 3) as u8).collect();
     socket.send(&question).context("cannot ask")?;
     let mut answer = vec![0; 1 << 16];
-    let received = socket.recv(&mut answer).context("no answer")?;
+    let received = receive(&socket, &mut answer).context("no answer")?;
     ensure!(received == length, "the answer has {received} bytes, not {length}");
     ensure!(answer[GREETING..length] == question[GREETING..], "the answer's data differ");
     Ok(())
+}
+
+/// Waits for a datagram, also when the process is stopped and goes on meanwhile, which interrupts the wait (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            ended => return ended,
+        }
+    }
 }
 
 /// Tries a TCP connection for `patience`; the error is the socket's.

@@ -25,15 +25,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: [Self; 6] = [
-        Self::Nat,
-        Self::Dsr,
-        Self::Ipip(Family::V4),
-        Self::Ipip(Family::V6),
-        Self::Gue(Family::V4),
-        Self::Gue(Family::V6),
-    ];
-
     /// Whether replies go past the balancer.
     pub fn answers_directly(self) -> bool {
         self != Self::Nat
