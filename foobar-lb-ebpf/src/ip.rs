@@ -324,14 +324,16 @@ fn read_v4(header: &Ipv4Hdr, offset: u32) -> Result<Ip, Reason> {
     const MORE_FRAGMENTS: u16 = 0x2000;
     const FRAGMENT_OFFSET: u16 = 0x1fff;
     let header_length = u32::from(header.vihl & 0xf) * 4;
-    if header.vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN as u32 {
+    let length = u16::from_be_bytes(header.tot_len);
+    let is_whole = header_length >= Ipv4Hdr::LEN as u32 && u32::from(length) >= header_length;
+    if header.vihl >> 4 != 4 || !is_whole {
         return Err(Reason::Malformed);
     }
     let fragmentation = u16::from_be_bytes(header.frags);
     Ok(Ip {
         protocol: header.proto,
         hops: header.ttl,
-        length: u16::from_be_bytes(header.tot_len),
+        length,
         next: offset + header_length,
         fragment: fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0,
         first: fragmentation & FRAGMENT_OFFSET == 0,

@@ -27,6 +27,7 @@ pub fn rows() -> Vec<Row> {
     }
     rows.extend([EtherType(0x88cc), EtherType::VLAN_TAGGED_FRAME, EtherType(60)].map(not_ip));
     rows.extend([short_header(), cut_options()]);
+    rows.extend([0, 19].map(shorter_than_its_header));
     rows.extend([CLIENT, VIP].map(mapped));
     rows
 }
@@ -117,6 +118,14 @@ fn of_another_version(family: Family) -> Row {
     let mut frame = Datagram::request(family, Transport::Ack).frame();
     frame[ETHERNET] = 0x50 | frame[ETHERNET] & 0xf;
     passes(format!("IP version 5 as {family:?}"), CLIENT_SIDE, frame, Reason::Malformed)
+}
+
+/// The packet ends within its header (RFC 1812, 5.2.2).
+fn shorter_than_its_header(length: u8) -> Row {
+    const TOTAL_LENGTH: usize = ETHERNET + 2;
+    let mut frame = Datagram::request(Family::V4, Transport::Ack).frame();
+    frame[TOTAL_LENGTH..TOTAL_LENGTH + 2].copy_from_slice(&[0, length]);
+    passes(format!("an IPv4 packet of {length} bytes"), CLIENT_SIDE, frame, Reason::Malformed)
 }
 
 fn short_header() -> Row {
