@@ -111,7 +111,7 @@ impl Recipe {
         writeln!(f, "\n# The VIPs, never chosen as the source of connections to elsewhere.")?;
         self.vips.iter().try_for_each(|vip| match vip {
             IpAddr::V4(vip) => writeln!(f, "ip address add {vip}/32 dev lo scope host"),
-            IpAddr::V6(vip) => writeln!(f, "ip address add {vip}/128 dev lo preferred_lft 0"),
+            IpAddr::V6(vip) => writeln!(f, "ip address add {vip}/128 dev lo preferred_lft 0 nodad"),
         })
     }
 
@@ -208,7 +208,7 @@ mod tests {
         ];
         let vips = [
             "ip address add 203.0.113.80/32 dev lo scope host",
-            "ip address add 2001:db8::80/128 dev lo preferred_lft 0",
+            "ip address add 2001:db8::80/128 dev lo preferred_lft 0 nodad",
         ];
         assert!(to_do[0].starts_with("sysctl net.ipv4") && to_do[0].ends_with(SAVED));
         assert_eq!(to_do[1..], [&settings[..], &vips].concat());

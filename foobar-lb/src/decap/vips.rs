@@ -8,7 +8,7 @@ use std::{
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use nix::errno::Errno;
 use rtnetlink::Handle;
@@ -108,6 +108,8 @@ impl Vips {
         message.header.scope = AddressScope::Host;
         message.attributes.push(AddressAttribute::Protocol(OURS));
         message.attributes.push(AddressAttribute::CacheInfo(never_a_source()));
+        // Others have the VIP too, and until the kernel has looked for them no server can bind to it.
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         let refused = |source| Error::Refused { what: "put", vip, source };
         request.execute().await.map_err(refused)?;
         debug!(%vip, "the VIP is on lo");
