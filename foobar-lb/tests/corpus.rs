@@ -1,0 +1,65 @@
+//! Replays what the fuzzer found worth keeping, and what it found to be wrong: needs neither root nor a network.
+//! `cargo xtask fuzz` looks for more.
+
+mod fuzz;
+#[expect(dead_code, unused_imports, reason = "the table's rows are run by other tests")]
+mod packet;
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use arbitrary::{Arbitrary, Unstructured};
+use foobar_lb_ebpf::reason::{Reason, Verdict};
+use fuzz::{Scene, Stage};
+use packet::{
+    Arrival,
+    frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, ip_header},
+    way::Way,
+    world::{CLIENT_SIDE, Family, Story},
+};
+
+/// Where the fuzzer keeps its corpus.
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/balance");
+
+#[test]
+fn every_scene_of_the_corpus_is_as_it_has_to_be() -> Result<()> {
+    let mut scenes = 0;
+    for entry in fs::read_dir(CORPUS).with_context(|| format!("no corpus in {CORPUS}"))? {
+        let path = entry?.path();
+        println!("{}", path.display());
+        let bytes = fs::read(&path)?;
+        let scene = Scene::arbitrary_take_rest(Unstructured::new(&bytes));
+        fuzz::check(&scene.with_context(|| format!("no scene in {}", path.display()))?);
+        scenes += 1;
+    }
+    ensure!(scenes > 10, "only {scenes} scenes in {CORPUS}");
+    Ok(())
+}
+
+/// Two of them were rewritten as if they were the quoted packet's checksum, and so spoilt that of the error.
+#[test]
+fn bytes_behind_an_error_are_no_part_of_it() {
+    for family in Family::BOTH {
+        let request = Datagram::request(family, Transport::Ack);
+        let Datagram { link, from, to, hops, .. } = request.clone();
+        let mut quoted = Datagram { from: to, to: from, ..request }.packet();
+        quoted.truncate(ip_header(family) + 8);
+        let complaint = Complaint::HopLimit;
+        let error = IcmpError { link, from: from.ip(), to: to.ip(), hops, complaint, quoted };
+        let frame = [error.frame(), vec![0x5a; 32]].concat();
+        Stage::new(Way::Nat, Story::settled().image()).check(&Arrival { ingress: CLIENT_SIDE.index, frame });
+    }
+}
+
+/// It was balanced, and an error about it quoted none of it.
+#[test]
+fn a_packet_that_ends_within_its_header_is_none() {
+    const LENGTH: usize = ETHERNET + 2;
+    for length in [0, 19] {
+        let mut frame = Datagram { hops: 1, ..Datagram::request(Family::V4, Transport::Udp) }.frame();
+        frame[LENGTH..LENGTH + 2].copy_from_slice(&u16::to_be_bytes(length));
+        let mut stage = Stage::new(Way::Nat, Story::settled().image());
+        let outcome = stage.check(&Arrival { ingress: CLIENT_SIDE.index, frame });
+        assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed), "{length}");
+    }
+}
