@@ -5,16 +5,18 @@ use crate::{
     complain::complain,
     conntrack, echo,
     flow::{IP, Kind, Parsed, Sign, hash, reduce},
-    forward::{Hop, rewrite, transmit},
+    forward::{Hop, replace, rewrite, transmit},
     fragment,
     headers::Side,
+    ip::Family,
     layout::{
-        Address, Backend, Endpoint, FlowKey, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel, UDP,
-        address_flag, mode,
+        Address, Backend, Endpoint, FlowKey, Mapping, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel,
+        UDP, address_flag, mode,
     },
-    mss,
+    mss, nat64,
     packet::{Frame, Packet},
     reason::{Action, Reason, Verdict},
+    snat,
     tables::Tables,
     tunnel::{Way, encapsulate},
 };
@@ -70,10 +72,7 @@ fn try_balance<P: Packet, T: Tables>(
     let mut hop = Hop::default();
     let Translation { means, mss, backend, remark } = match find_service(parsed, tables) {
         Some(service) => translate_request(parsed, service, tables, &mut hop)?,
-        None => match tables.reply(&parsed.flow.source) {
-            Some(reply) => translate_reply(parsed, ingress, reply, tables, &mut hop)?,
-            None => return Err(unmatched(parsed, tables)),
-        },
+        None => translate_answer(parsed, ingress, tables, &mut hop)?,
     };
     fragment::remember_ports(parsed, tables);
     let frame = packet.frame();
@@ -92,6 +91,8 @@ fn try_balance<P: Packet, T: Tables>(
     }
     match means {
         Means::Rewrite(side, to) => rewrite(&mut frame, parsed, side, to)?,
+        Means::Replace(_, to) if keeps_family(parsed, to) => replace(&mut frame, parsed, to)?,
+        Means::Replace(_, to) => nat64::translate(packet, parsed, to)?,
         Means::Encapsulate(way) => encapsulate(packet, parsed, &way)?,
         Means::Keep => {}
     }
@@ -115,6 +116,8 @@ struct Translation<'t> {
 enum Means<'t> {
     /// One end of it is replaced.
     Rewrite(Side, &'t Endpoint),
+    /// Both ends of it are replaced; the backend is this one of them.
+    Replace(Side, &'t FlowKey),
     /// It gets outer headers.
     Encapsulate(Way<'t>),
     /// It stays as it is.
@@ -126,16 +129,17 @@ impl Means<'_> {
     #[inline(always)]
     fn side(&self) -> Side {
         match self {
-            Self::Rewrite(side, _) => *side,
+            Self::Rewrite(side, _) | Self::Replace(side, _) => *side,
             Self::Encapsulate(_) | Self::Keep => Side::Destination,
         }
     }
 
     /// Bytes that the packet grows by.
     #[inline(always)]
-    fn overhead(&self) -> u32 {
+    fn growth(&self, parsed: &Parsed) -> i32 {
         match self {
-            Self::Encapsulate(way) => way.overhead(),
+            Self::Encapsulate(way) => way.overhead() as i32,
+            Self::Replace(_, to) => nat64::growth(parsed, to),
             Self::Rewrite(..) | Self::Keep => 0,
         }
     }
@@ -155,12 +159,23 @@ fn translate_request<'t, T: Tables>(
     hop: &mut Hop,
 ) -> Result<Translation<'t>, Reason> {
     check_hops(parsed)?;
+    if service.has_mappings()
+        && let Some(mapping) = snat::recall(tables, &parsed.flow, parsed.kind, service.idle)
+    {
+        return translate_mapped(parsed, service, mapping, tables, hop);
+    }
     let (hash, id) = if service.has_affinity() {
         select_backend(&service.common(&parsed.flow), parsed.kind.of_source(), service, tables)?
     } else {
         select_backend(&parsed.flow, parsed.kind, service, tables)?
     };
     let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
+    let past = shares_subnet(&parsed.flow.source.address, backend);
+    if service.mode == mode::SNAT || past && service.mode == mode::HAIRPIN {
+        tables.open(&parsed.flow, parsed.kind, service, id)?;
+        let mapping = tables.mapping(&parsed.flow).ok_or(Reason::Unmapped)?;
+        return translate_mapped(parsed, service, mapping, tables, hop);
+    }
     let means = match service.mode {
         mode::DSR => Means::Keep,
         mode::TUNNEL => {
@@ -171,22 +186,67 @@ fn translate_request<'t, T: Tables>(
         _ => Means::Rewrite(Side::Destination, &backend.endpoint),
     };
     *hop = find_next_hop(parsed, &backend.next_hop, &means)?;
-    let past = matches!(means, Means::Rewrite(..)) && shares_subnet(&parsed.flow.source.address, backend);
-    let remark = past.then_some(Reason::ClientOnBackendSubnet);
+    let remark = (past && matches!(means, Means::Rewrite(..))).then_some(Reason::ClientOnBackendSubnet);
     Ok(Translation { means, mss: service.mss, backend: id, remark })
 }
 
-/// A backend's packet to a client of the service gets the service's address.
+/// A client's packet goes to a backend from one of the balancer's sources.
+#[inline(always)]
+fn translate_mapped<'t, T: Tables>(
+    parsed: &mut Parsed,
+    service: &Service,
+    mapping: &'t Mapping,
+    tables: &'t T,
+    hop: &mut Hop,
+) -> Result<Translation<'t>, Reason> {
+    let id = mapping.entry.load().backend;
+    let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
+    let means = Means::Replace(Side::Destination, &mapping.to);
+    *hop = find_next_hop(parsed, &backend.next_hop, &means)?;
+    Ok(Translation { means, mss: service.mss, backend: id, remark: None })
+}
+
+/// What is for no service may be what a backend answers, to one of the balancer's sources or to a client.
+#[inline(always)]
+fn translate_answer<'t, T: Tables>(
+    parsed: &Parsed,
+    ingress: u32,
+    tables: &'t T,
+    hop: &mut Hop,
+) -> Result<Translation<'t>, Reason> {
+    let FlowKey { source, destination } = &parsed.flow;
+    let flags = tables.address_flags(&destination.address);
+    if flags & address_flag::SOURCE != 0
+        && let Some(mapping) = snat::recall_reply(tables, &parsed.flow, parsed.kind)
+    {
+        check_hops(parsed)?;
+        tables.route(parsed, ingress, &mapping.to, hop)?;
+        let means = Means::Replace(Side::Source, &mapping.to);
+        return Ok(Translation {
+            means,
+            mss: mapping.mss,
+            backend: mapping.entry.load().backend,
+            remark: None,
+        });
+    }
+    match tables.reply(source) {
+        Some(reply) => translate_reply(parsed, ingress, reply, flags, tables, hop),
+        None => Err(unmatched(parsed, flags)),
+    }
+}
+
+/// A backend's packet to a client of the service gets the service's address; `flags` are those of the client's.
 #[inline(always)]
 fn translate_reply<'t, T: Tables>(
     parsed: &Parsed,
     ingress: u32,
     reply: &'t Reply,
+    flags: u32,
     tables: &'t T,
     hop: &mut Hop,
 ) -> Result<Translation<'t>, Reason> {
     let client = &parsed.flow.destination;
-    if tables.address_flags(&client.address) & address_flag::LOCAL != 0 {
+    if flags & address_flag::LOCAL != 0 {
         return Err(Reason::ToBalancer);
     }
     if parsed.kind == Kind::Start {
@@ -201,7 +261,8 @@ fn translate_reply<'t, T: Tables>(
     }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
-    tables.route(parsed, ingress, &reply.service.address, hop)?;
+    let to = FlowKey { source: reply.service, destination: *client };
+    tables.route(parsed, ingress, &to, hop)?;
     let means = Means::Rewrite(Side::Source, &reply.service);
     Ok(Translation { means, mss: reply.mss, backend: reply.backend, remark })
 }
@@ -222,8 +283,8 @@ fn select_backend<T: Tables>(
     let hash = hash(tables.hash_key(), flow);
     let index = service.first_slot + reduce(hash, service.slots);
     let slot = tables.slot(index).ok_or(Reason::NoBackend)?;
-    let id =
-        if slot.previous == SETTLED { slot.owner } else { tables.follow(flow, kind, slot, service.idle) };
+    let is_settled = slot.previous == SETTLED || service.mode == mode::SNAT;
+    let id = if is_settled { slot.owner } else { tables.follow(flow, kind, slot, service.idle) };
     if id == NO_BACKEND { Err(Reason::NoBackend) } else { Ok((hash, id)) }
 }
 
@@ -235,12 +296,18 @@ fn find_next_hop(parsed: &mut Parsed, next_hop: &NextHop, means: &Means<'_>) -> 
     if !hop.is_known() {
         return if matches!(means, Means::Rewrite(..)) { Ok(hop) } else { Err(Reason::Unresolved) };
     }
-    parsed.mtu = next_hop.mtu.saturating_sub(means.overhead());
+    parsed.mtu = next_hop.mtu.saturating_add_signed(-means.growth(parsed));
     match u32::from(parsed.ip.length) <= parsed.mtu {
         true => Ok(hop),
         false if parsed.ip.may_fragment && matches!(means, Means::Rewrite(..)) => Ok(Hop::default()),
         false => Err(Reason::TooBig),
     }
+}
+
+/// Whether a packet is of the same IP on both of its ways.
+#[inline(always)]
+fn keeps_family(parsed: &Parsed, to: &FlowKey) -> bool {
+    Family::of(&to.destination.address) == parsed.family
 }
 
 /// Whether the reply would reach the client without passing the balancer.
@@ -264,14 +331,13 @@ fn pass_or_answer<T: Tables>(
     }
     readable?;
     echo::answer(frame, tables, parsed)?;
-    Err(unmatched(parsed, tables))
+    Err(unmatched(parsed, tables.address_flags(&parsed.flow.destination.address)))
 }
 
 /// A packet to a VIP that no service wants must not be passed on unless the kernel has that address: the next
-/// router would send it back.
+/// router would send it back. `flags` are those of its destination.
 #[inline(always)]
-fn unmatched<T: Tables>(parsed: &Parsed, tables: &T) -> Reason {
-    let flags = tables.address_flags(&parsed.flow.destination.address);
+fn unmatched(parsed: &Parsed, flags: u32) -> Reason {
     // Of what the kernel has opened from the VIP itself it gets the answers.
     let to_port = match parsed.kind {
         Kind::Start => true,

@@ -50,7 +50,7 @@ pub fn complain<P: Packet, T: Tables>(packet: &mut P, tables: &T, reason: Reason
     }
     let told = match tables.may_complain() {
         false => Err(Reason::ErrorLimit),
-        true if reason == Reason::Rejected && parsed.ip.protocol == TCP => reset::reset(packet, parsed),
+        true if reason.is_refusal() && parsed.ip.protocol == TCP => reset::reset(packet, parsed),
         true => report(packet, tables, parsed, reason, mtu),
     };
     match told {
@@ -126,7 +126,7 @@ fn speaker<T: Tables>(tables: &T, ingress: u32, parsed: &Parsed, reason: Reason)
         Family::V6 => interface.address_v6,
     });
     match own {
-        Some(address) if !address.is_unspecified() && reason != Reason::Rejected => Some(address),
+        Some(address) if !address.is_unspecified() && !reason.is_refusal() => Some(address),
         _ => {
             let vip = parsed.flow.destination.address;
             (tables.address_flags(&vip) & address_flag::VIP != 0).then_some(vip)

@@ -163,7 +163,7 @@ fn adopt<T: Tables>(tables: &T, flow: &FlowKey, sign: Sign, backend: u32, now: u
 /// Data shows that the flow goes on, and that a FIN or RST before was forged. So does an acknowledgement after a RST;
 /// but after a FIN the acknowledgement of the other side's FIN is the last packet of all.
 #[inline(always)]
-fn state_after(sign: Sign, before: u32) -> u32 {
+pub fn state_after(sign: Sign, before: u32) -> u32 {
     match sign {
         Sign::Data => 0,
         Sign::Acknowledgement => before & entry_state::CLOSING,

@@ -7,7 +7,7 @@ use crate::{
     flow::{IP, Kind, Parsed},
     headers::{Ethernet, Icmp, Macs, Ports, Side, UDP_LENGTH},
     ip::Family,
-    layout::{Address, Endpoint, NextHop, TCP},
+    layout::{Address, Endpoint, FlowKey, NextHop, TCP},
     packet::Frame,
     reason::{Reason, Verdict},
 };
@@ -36,6 +36,14 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint
             Ok(())
         }
     }
+}
+
+/// Replaces both ends of a packet's flow. An ICMP error that a router on the way reports is from the balancer then:
+/// whom a router's address is routed to, the flow's own route need not lead there.
+#[inline(always)]
+pub fn replace(frame: &mut Frame<'_>, parsed: &Parsed, to: &FlowKey) -> Result<(), Reason> {
+    rewrite(frame, parsed, Side::Destination, &to.destination)?;
+    rewrite(frame, parsed, Side::Source, &to.source)
 }
 
 /// How a frame leaves.

@@ -6,7 +6,7 @@ mod flows;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::flows::{Ends, Entry, FlowKey, FragmentKey, Remembered, entry_state};
+pub use self::flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state};
 
 /// Names of the maps and of the globals in the BPF object.
 pub mod name {
@@ -37,6 +37,10 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// Backend id -> [`Tunnel`](super::Tunnel); array, of use for backends of services in mode `tunnel`.
     pub const TUNNELS: &str = "TUNNELS";
+    /// Backend id -> [`Sources`](super::Sources); array, of use for backends of services in modes `snat` and `hairpin`.
+    pub const SOURCES: &str = "SOURCES";
+    /// [`FlowKey`](super::FlowKey) -> [`Mapping`](super::Mapping); hash, refuses when full.
+    pub const MAPPINGS: &str = "MAPPINGS";
     /// [`FragmentKey`](super::FragmentKey) -> [`Ends`](super::Ends); LRU of datagrams whose first fragment was seen.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// 0 -> [`Limit`](crate::complain::Limit); per-CPU array.
@@ -74,6 +78,8 @@ pub mod capacity {
     /// Datagrams whose fragments are on their way: for half a minute, as long as Linux waits for them, a thousand a
     /// second.
     pub const FRAGMENTS: u32 = 32_768;
+    /// Mappings, two for each flow.
+    pub const MAPPINGS: u32 = 524_288;
     /// All flows.
     pub const FLOWS: u32 = HALF_OPEN + ESTABLISHED + ADOPTED;
 }
@@ -144,6 +150,10 @@ pub mod mode {
     pub const DSR: u32 = 1;
     /// The packet gets outer headers, see [`Tunnel`](super::Tunnel).
     pub const TUNNEL: u32 = 2;
+    /// Both ends are rewritten, so that the reply comes back to the balancer, see [`Sources`](super::Sources).
+    pub const SNAT: u32 = 3;
+    /// `SNAT` for clients in the backend's subnet, who would get their reply past the balancer; for all others `NAT`.
+    pub const HAIRPIN: u32 = 4;
 }
 
 /// A service: its region of the slot arena, and how its packets reach its backends.
@@ -170,6 +180,12 @@ impl Service {
     #[inline(always)]
     pub fn has_affinity(&self) -> bool {
         !self.affinity.is_unspecified()
+    }
+
+    /// Whether some or all of its flows have mappings.
+    #[inline(always)]
+    pub fn has_mappings(&self) -> bool {
+        self.mode >= mode::SNAT
     }
 
     /// What the flows have in common that share a backend with this one, as a flow.
@@ -298,6 +314,8 @@ pub mod address_flag {
     pub const DROP: u32 = 16;
     /// The same is refused: with a RST, or an ICMP error.
     pub const REJECT: u32 = 32;
+    /// Packets to backends come from this address, see [`Sources`](super::Sources), and so their replies go to it.
+    pub const SOURCE: u32 = 64;
 }
 
 /// A prefix of direct clients, for longest prefix match.

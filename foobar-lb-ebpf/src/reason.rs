@@ -53,6 +53,12 @@ macro_rules! reasons {
                 match self { $(Self::$variant => Action::$action),+ }
             }
 
+            /// Whether the sender is told that its flow is refused, rather than that a packet did not get through.
+            #[inline(always)]
+            pub const fn is_refusal(self) -> bool {
+                matches!(self, Self::Rejected | Self::Unmapped | Self::NoPort | Self::NotMapped)
+            }
+
             /// What it means and what to do about it, for the operator.
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),+)),+ }
@@ -92,6 +98,13 @@ reasons! {
     TooBig = "too_big" => Complain,
     /// To a VIP with `unmatched = "reject"`, but to no service: its sender is told.
     Rejected = "rejected" => Complain,
+    /// In mid-flow, but its flow has no mapping (any more), which mode `snat` needs: its sender is told.
+    Unmapped = "unmapped" => Complain,
+    /// A flow begins that needs a source port, but all that were tried are taken: its sender is told. More `snat_source`
+    /// addresses give room.
+    NoPort = "no_port" => Complain,
+    /// A flow begins that needs a mapping, but `mappings` are full: its sender is told.
+    NotMapped = "not_mapped" => Complain,
     /// Its sender was to be told why it was dropped, but too many were told in this second.
     ErrorLimit = "error_limit" => Drop,
     /// Its sender was to be told why it was dropped, but the balancer has no address on that interface to say it from.

@@ -18,17 +18,20 @@ use foobar_lb_ebpf::{
     headers::{Macs, Side},
     ip::Family,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, NO_BACKEND,
-        Reply, Service, Slot, Traffic, Tunnel, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
+        NO_BACKEND, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
+    nat64,
     reason::{Reason, Verdict},
+    snat::{self, Added},
     tables::Tables,
     word::Word,
 };
 
-use crate::{arrived::Arrived, kernel::Flows};
+use crate::{arrived::Arrived, host, kernel::Flows};
 
 const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_NOEXIST: u64 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
@@ -45,6 +48,10 @@ static SLOTS: Array<Word> = Array::with_max_entries(capacity::SLOTS, BPF_F_MMAPA
 static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
 #[map]
 static TUNNELS: Array<Tunnel> = Array::with_max_entries(capacity::BACKENDS, 0);
+#[map]
+static SOURCES: Array<Sources> = Array::with_max_entries(capacity::BACKENDS, 0);
+#[map]
+static MAPPINGS: HashMap<FlowKey, Mapping> = HashMap::with_max_entries(capacity::MAPPINGS, BPF_F_NO_PREALLOC);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Ends> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map]
@@ -91,12 +98,15 @@ fn decide(context: &XdpContext) -> [u32; 2] {
 // What follows is rarely needed, and long. As functions of their own, with C's calling convention and names for the
 // linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call.
 
+/// What senders are told of.
+const COMPLAINTS: [Reason; 6] =
+    [Reason::HopLimit, Reason::TooBig, Reason::Rejected, Reason::Unmapped, Reason::NoPort, Reason::NotMapped];
+
 /// [`complain::complain`], about a packet that has not been changed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn complain(context: *mut xdp_md, reason: u32, mtu: u32) -> u32 {
-    let complaints = [Reason::HopLimit, Reason::TooBig, Reason::Rejected];
-    let Some(reason) = complaints.into_iter().find(|complaint| *complaint as u32 == reason) else {
+    let Some(reason) = COMPLAINTS.into_iter().find(|complaint| *complaint as u32 == reason) else {
         return xdp_action::XDP_DROP;
     };
     let (tables, context) = (Maps { context }, XdpContext::new(context));
@@ -120,6 +130,26 @@ extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) -> u
         None => NO_BACKEND,
     }
 }
+
+/// [`snat::open`]; `choice` is the backend and, above it, the kind. 0: it is open; else a reason and one more.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open(context: *mut xdp_md, flow: *const FlowKey, service: *const Service, choice: u64) -> u32 {
+    let tables = Maps { context };
+    let (kind, backend) = (Kind::from_word((choice >> 32) as u32), choice as u32);
+    // SAFETY: null, or what the caller lends.
+    match unsafe { (flow.as_ref(), service.as_ref()) } {
+        (Some(flow), Some(service)) => match snat::open(&tables, flow, kind, service, backend) {
+            Ok(()) => 0,
+            Err(reason) => reason as u32 + 1,
+        },
+        _ => Reason::NoBackend as u32 + 1,
+    }
+}
+
+/// Why a flow is not opened.
+const REFUSALS: [Reason; 5] =
+    [Reason::Unmapped, Reason::NoPort, Reason::NotMapped, Reason::Unresolved, Reason::NoBackend];
 
 /// On the stack the verifier wants eight bytes aligned to eight.
 #[repr(C, align(8))]
@@ -184,6 +214,37 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn sources(&self, backend: u32) -> Option<&Sources> {
+        SOURCES.get(backend)
+    }
+
+    #[inline(always)]
+    fn mapping(&self, flow: &FlowKey) -> Option<&Mapping> {
+        // SAFETY: as for `service`; the words of its entry are loaded and stored atomically.
+        unsafe { MAPPINGS.get(flow) }
+    }
+
+    #[inline(always)]
+    fn add_mapping(&self, flow: &FlowKey, mapping: &Mapping) -> Added {
+        const EEXIST: i32 = -17;
+        match MAPPINGS.insert(flow, mapping, BPF_NOEXIST) {
+            Ok(()) => Added::Yes,
+            Err(EEXIST) => Added::Taken,
+            Err(_) => Added::NoRoom,
+        }
+    }
+
+    #[inline(always)]
+    fn remove_mapping(&self, flow: &FlowKey) -> bool {
+        MAPPINGS.remove(flow).is_ok()
+    }
+
+    #[inline(always)]
+    fn host_has(&self, flow: &FlowKey) -> bool {
+        host::has_socket(self.context, flow)
+    }
+
+    #[inline(always)]
     fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
         // SAFETY: as for `service`.
         unsafe { FRAGMENTS.get(datagram) }
@@ -202,8 +263,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address, hop: &mut Hop) -> Result<(), Reason> {
-        let mut lookup = question(parsed, ingress, source);
+    fn route(&self, parsed: &Parsed, ingress: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason> {
+        let mut lookup = question(parsed, ingress, to);
         let size = size_of::<FibLookup>() as i32;
         // SAFETY: the context is the program's own, and the size is that of the structure.
         let answer = unsafe { bpf_fib_lookup(self.context.cast(), &raw mut lookup.0, size, 0) };
@@ -219,6 +280,18 @@ impl Tables for Maps {
     #[inline(always)]
     fn follow(&self, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32 {
         follow(flow, kind.to_word(), slot.to_word(), idle)
+    }
+
+    #[inline(always)]
+    fn open(&self, flow: &FlowKey, kind: Kind, service: &Service, backend: u32) -> Result<(), Reason> {
+        let choice = u64::from(kind.to_word()) << 32 | u64::from(backend);
+        match open(self.context, flow, service, choice) {
+            0 => Ok(()),
+            code => {
+                let refusal = REFUSALS.into_iter().find(|reason| *reason as u32 + 1 == code);
+                Err(refusal.unwrap_or(Reason::NoBackend))
+            }
+        }
     }
 
     #[inline(always)]
@@ -301,14 +374,14 @@ impl Maps {
 }
 
 #[inline(always)]
-fn question(parsed: &Parsed, ingress: u32, source: &Address) -> Aligned<FibLookup> {
+fn question(parsed: &Parsed, ingress: u32, to: &FlowKey) -> Aligned<FibLookup> {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
     // SAFETY: all zeros are a valid value of the structure.
     let mut aligned: Aligned<FibLookup> = unsafe { core::mem::zeroed() };
     let lookup = &mut aligned.0;
-    let destination = &parsed.flow.destination.address;
-    match parsed.family {
+    let (source, destination) = (&to.source.address, &to.destination.address);
+    match Family::of(destination) {
         Family::V4 => {
             lookup.family = AF_INET;
             lookup.__bindgen_anon_3.ipv4_src = last_word(source);
@@ -321,7 +394,8 @@ fn question(parsed: &Parsed, ingress: u32, source: &Address) -> Aligned<FibLooku
         }
     }
     lookup.l4_protocol = parsed.ip.protocol;
-    lookup.__bindgen_anon_1.tot_len = parsed.ip.length;
+    lookup.__bindgen_anon_1.tot_len =
+        parsed.ip.length.saturating_add_signed(nat64::growth(parsed, to) as i16);
     lookup.ifindex = ingress;
     aligned
 }

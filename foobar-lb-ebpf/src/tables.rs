@@ -6,9 +6,11 @@ use crate::{
     forward::Hop,
     headers::Side,
     layout::{
-        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Reply, Service, Slot, Tunnel,
+        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Reply, Service, Slot,
+        Sources, Tunnel,
     },
     reason::Reason,
+    snat::{self, Added},
 };
 
 /// What the data path asks of its maps and of the kernel; `layout` says what each map holds.
@@ -34,14 +36,25 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The outer headers of packets to a backend.
     fn tunnel(&self, backend: u32) -> Option<&Tunnel>;
+    /// Where packets to a backend may come from when their source is replaced.
+    fn sources(&self, backend: u32) -> Option<&Sources>;
+    /// What becomes of the packets of a flow.
+    fn mapping(&self, flow: &FlowKey) -> Option<&Mapping>;
+    /// Adds a mapping where there is none for its flow.
+    fn add_mapping(&self, flow: &FlowKey, mapping: &Mapping) -> Added;
+    /// Removes a mapping; false where there is none (any more).
+    fn remove_mapping(&self, flow: &FlowKey) -> bool;
+    /// Whether a socket of the balancer's host takes packets of this flow.
+    fn host_has(&self, flow: &FlowKey) -> bool;
     /// The ports of a fragmented datagram.
     fn ports(&self, datagram: &FragmentKey) -> Option<&Ends>;
     /// Remembers the ports of a fragmented datagram.
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends);
     /// An attached interface.
     fn interface(&self, index: u32) -> Option<&Interface>;
-    /// Asks the kernel for the way to a client, which stays unknown where a neighbour has to be resolved first.
-    fn route(&self, parsed: &Parsed, ingress: u32, source: &Address, hop: &mut Hop) -> Result<(), Reason>;
+    /// Asks the kernel for the way to a client of a packet that goes on as of the flow `to`. It stays unknown where a
+    /// neighbour has to be resolved first.
+    fn route(&self, parsed: &Parsed, ingress: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason>;
 
     /// Nanoseconds of a clock that never goes back.
     fn now(&self) -> u64;
@@ -62,5 +75,14 @@ pub trait Tables {
         Self: Sized,
     {
         conntrack::follow(self, flow, kind, slot, idle)
+    }
+
+    /// [`snat::open`]. The kernel has this as a function of its own.
+    #[inline(always)]
+    fn open(&self, flow: &FlowKey, kind: Kind, service: &Service, backend: u32) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        snat::open(self, flow, kind, service, backend)
     }
 }

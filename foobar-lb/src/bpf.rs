@@ -26,7 +26,8 @@ pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Traffic, Tunnel, name,
+        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Sources, Traffic,
+        Tunnel, name,
     },
     reason::Reason,
 };
@@ -125,6 +126,7 @@ pub struct Bpf {
     direct: LpmTrie<MapData, [u8; size_of::<DirectKey>()], u32>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
+    sources: Array<MapData, [u8; size_of::<Sources>()]>,
     traffic: PerCpuArray<MapData, [u8; size_of::<Traffic>()]>,
     reasons: PerCpuArray<MapData, [u8; size_of::<Count>()]>,
     flows: FlowMaps,
@@ -148,6 +150,7 @@ impl Bpf {
             .map_max_entries(name::SLOTS, capacities.slots)
             .map_max_entries(name::BACKENDS, capacities.backends)
             .map_max_entries(name::TUNNELS, capacities.backends)
+            .map_max_entries(name::SOURCES, capacities.backends)
             .map_max_entries(name::TRAFFIC, capacities.backends)
             .map_max_entries(name::REPLIES, capacities.backends);
         for (map, flows) in flows::capacities(capacities) {
@@ -164,6 +167,7 @@ impl Bpf {
             direct: take(&mut ebpf, name::DIRECT)?,
             backends: take(&mut ebpf, name::BACKENDS)?,
             tunnels: take(&mut ebpf, name::TUNNELS)?,
+            sources: take(&mut ebpf, name::SOURCES)?,
             traffic: take(&mut ebpf, name::TRAFFIC)?,
             reasons: take(&mut ebpf, name::REASONS)?,
             flows: FlowMaps::take(&mut ebpf)?,
@@ -197,6 +201,7 @@ impl Bpf {
             }
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
             Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
+            Step::PutSources(id, sources) => self.set_sources(*id, transmute!(*sources)),
             Step::PutDirect((key, bits), value) => self
                 .direct
                 .insert(&Key::new(*bits, transmute!(*key)), value, 0)
@@ -226,6 +231,7 @@ impl Bpf {
                 unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
             }
             Step::RemoveTunnel(id) => self.set_tunnel(*id, [0; size_of::<Tunnel>()]),
+            Step::RemoveSources(id) => self.set_sources(*id, [0; size_of::<Sources>()]),
             Step::RemoveBackend(id) => self.clear_backend(*id),
             Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
         }
@@ -237,6 +243,10 @@ impl Bpf {
 
     fn set_tunnel(&mut self, id: u32, tunnel: [u8; size_of::<Tunnel>()]) -> Result<(), Error> {
         self.tunnels.set(id, tunnel, 0).map_err(failed(name::TUNNELS, "write"))
+    }
+
+    fn set_sources(&mut self, id: u32, sources: [u8; size_of::<Sources>()]) -> Result<(), Error> {
+        self.sources.set(id, sources, 0).map_err(failed(name::SOURCES, "write"))
     }
 
     /// Its id is given again, and then its counters belong to another backend.

@@ -9,7 +9,7 @@ use std::{
 
 use foobar_lb_ebpf::layout::{
     Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, Reply, SETTLED,
-    Service, Slot, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
+    Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
 };
 
 use crate::{model::Protocol, plan::Step};
@@ -26,6 +26,8 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// Outer headers of packets to backends, by id.
     pub tunnels: BTreeMap<u32, Tunnel>,
+    /// Where packets to backends come from whose source is replaced, by id.
+    pub sources: BTreeMap<u32, Sources>,
     /// Prefixes of direct clients.
     pub direct: BTreeMap<DirectPrefix, u32>,
     /// Backends' ends and what packets from them are rewritten to.
@@ -45,6 +47,7 @@ impl Image {
             Step::PutInterface(index, interface) => drop(self.interfaces.insert(*index, *interface)),
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
+            Step::PutSources(id, sources) => drop(self.sources.insert(*id, *sources)),
             Step::PutDirect(prefix, value) => drop(self.direct.insert(*prefix, *value)),
             Step::PutReply(end, reply) => drop(self.replies.insert(*end, *reply)),
             Step::PutAddress(address, flags) => drop(self.addresses.insert(*address, *flags)),
@@ -55,6 +58,7 @@ impl Image {
             Step::RemoveAddress(address) => drop(self.addresses.remove(address)),
             Step::RemoveReply(end) => drop(self.replies.remove(end)),
             Step::RemoveDirect(prefix) => drop(self.direct.remove(prefix)),
+            Step::RemoveSources(id) => drop(self.sources.remove(id)),
             Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
             Step::RemoveBackend(id) => drop(self.backends.remove(id)),
             Step::RemoveInterface(index) => drop(self.interfaces.remove(index)),
@@ -117,6 +121,9 @@ impl fmt::Display for Image {
         }
         for (id, tunnel) in &self.tunnels {
             writeln!(f, "tunnel to backend {id}: {}", Outer(tunnel))?;
+        }
+        for (id, sources) in &self.sources {
+            writeln!(f, "sources of packets to backend {id}: {}", From(sources))?;
         }
         for (end, reply) in &self.replies {
             write!(f, "reply {}: as {}, backend {}", End(end), End(&reply.service), reply.backend)?;
@@ -181,6 +188,7 @@ impl fmt::Display for AddressFlags {
             (address_flag::ECHO, "echo"),
             (address_flag::DROP, "drop"),
             (address_flag::REJECT, "reject"),
+            (address_flag::SOURCE, "source"),
         ];
         names.iter().filter(|(flag, _)| self.0 & flag != 0).try_for_each(|(_, name)| write!(f, " {name}"))
     }
@@ -190,6 +198,8 @@ fn mode_name(mode: u32) -> &'static str {
     match mode {
         mode::DSR => "dsr",
         mode::TUNNEL => "tunnel",
+        mode::SNAT => "snat",
+        mode::HAIRPIN => "nat with hairpin",
         _ => "nat",
     }
 }
@@ -215,6 +225,19 @@ impl fmt::Display for Affinity<'_> {
             true => Ok(()),
             false => write!(f, ", affinity by source & {}", std::net::Ipv6Addr::from(self.0.0)),
         }
+    }
+}
+
+/// Addresses and ports.
+struct From<'a>(&'a Sources);
+
+impl fmt::Display for From<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sources { addresses, count, first_port, ports } = self.0;
+        for address in &addresses[..*count as usize] {
+            write!(f, "{} ", Ip(address))?;
+        }
+        write!(f, "ports {first_port}+{ports}")
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot, Tunnel};
+use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot, Sources, Tunnel};
 
 use crate::image::{DirectPrefix, Image};
 
@@ -14,6 +14,7 @@ use crate::image::{DirectPrefix, Image};
 pub enum Step {
     PutInterface(u32, Interface),
     PutTunnel(u32, Tunnel),
+    PutSources(u32, Sources),
     PutBackend(u32, Backend),
     PutDirect(DirectPrefix, u32),
     PutReply(Endpoint, Reply),
@@ -32,6 +33,7 @@ pub enum Step {
     RemoveDirect(DirectPrefix),
     RemoveBackend(u32),
     RemoveTunnel(u32),
+    RemoveSources(u32),
     RemoveInterface(u32),
 }
 
@@ -40,6 +42,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     let mut steps = Vec::new();
     put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
+    put(&mut steps, &current.sources, &wanted.sources, Step::PutSources);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
     put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
     put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
@@ -57,6 +60,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
     remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
     remove(&mut steps, &current.tunnels, &wanted.tunnels, Step::RemoveTunnel);
+    remove(&mut steps, &current.sources, &wanted.sources, Step::RemoveSources);
     remove(&mut steps, &current.interfaces, &wanted.interfaces, Step::RemoveInterface);
     steps
 }

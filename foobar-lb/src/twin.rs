@@ -2,10 +2,11 @@
 //! What only the kernel knows, the clock and the routes to clients, is told to it. Nothing here touches the kernel.
 
 mod flows;
+mod mappings;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::Ipv6Addr,
 };
@@ -19,14 +20,17 @@ use foobar_lb_ebpf::{
     forward::Hop,
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FragmentKey, Interface, NextHop, Reply, Service,
-        Slot, Traffic, Tunnel, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
+        NextHop, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
+    nat64,
     packet::Buffer,
     reason::{Reason, Verdict},
+    snat::Added,
     tables::Tables,
 };
 use ipnet::IpNet;
+use mappings::Mappings;
 
 use crate::{
     image::{DirectPrefix, Image},
@@ -43,9 +47,12 @@ pub struct Twin {
     pub now: u64,
     /// The ways to clients; the longest prefix counts, and without any there is no route.
     pub routes: Vec<Route>,
+    /// What the sockets of the balancer's host take.
+    pub host_flows: BTreeSet<FlowKey>,
     image: Image,
     hash_key: HashKey,
     flows: Maps,
+    mappings: Mappings,
     datagrams: FrozenMap<FragmentKey, Box<Ends>>,
     limit: Cell<Limit>,
     reasons: RefCell<Vec<Count>>,
@@ -64,9 +71,11 @@ impl Twin {
         Self {
             now: 0,
             routes: Vec::new(),
+            host_flows: BTreeSet::new(),
             image,
             hash_key: hash_key(seed),
             flows: Maps::new(flows, half_open),
+            mappings: Mappings::new(capacity::MAPPINGS),
             datagrams: FrozenMap::new(),
             limit: Cell::default(),
             reasons: RefCell::new(vec![Count::default(); Reason::ALL.len()]),
@@ -156,6 +165,26 @@ impl Tables for Twin {
         self.image.tunnels.get(&backend)
     }
 
+    fn sources(&self, backend: u32) -> Option<&Sources> {
+        self.image.sources.get(&backend)
+    }
+
+    fn mapping(&self, flow: &FlowKey) -> Option<&Mapping> {
+        self.mappings.get(flow)
+    }
+
+    fn add_mapping(&self, flow: &FlowKey, mapping: &Mapping) -> Added {
+        self.mappings.add(flow, mapping)
+    }
+
+    fn remove_mapping(&self, flow: &FlowKey) -> bool {
+        self.mappings.remove(flow)
+    }
+
+    fn host_has(&self, flow: &FlowKey) -> bool {
+        self.host_flows.contains(flow)
+    }
+
     fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
         self.datagrams.get(datagram)
     }
@@ -168,12 +197,12 @@ impl Tables for Twin {
         self.image.interfaces.get(&index)
     }
 
-    fn route(&self, parsed: &Parsed, _: u32, _: &Address, hop: &mut Hop) -> Result<(), Reason> {
-        let client = Ipv6Addr::from(parsed.flow.destination.address.0).to_canonical();
+    fn route(&self, parsed: &Parsed, _: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason> {
+        let client = Ipv6Addr::from(to.destination.address.0).to_canonical();
         let known = self.routes.iter().filter(|(prefix, _)| prefix.contains(&client));
         let (_, route) = known.max_by_key(|(prefix, _)| prefix.prefix_len()).ok_or(Reason::NoRoute)?;
         let next_hop = (*route)?;
-        match u32::from(parsed.ip.length) <= next_hop.mtu {
+        match u32::from(parsed.ip.length).saturating_add_signed(nat64::growth(parsed, to)) <= next_hop.mtu {
             true => *hop = Hop::to(&next_hop),
             false if !parsed.ip.may_fragment => return Err(Reason::ReplyTooBig),
             false => {}

@@ -114,3 +114,37 @@ impl Remembered {
         Self { backend: word as u32, state: (word >> 32) as u32 }
     }
 }
+
+/// What becomes of the packets of a flow both of whose ends are replaced. There are two for each such flow, one for either
+/// direction, each under the flow as its packets arrive (RFC 4787, 2: a NAT's mapping).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Mapping {
+    /// The flow as its packets go on.
+    pub to: FlowKey,
+    /// Its backend, and what its packets have shown.
+    pub entry: Entry,
+    /// The largest segment, in bytes, that a SYN of this direction may ask for; 0: any.
+    pub mss: u32,
+    /// Whether it is the one from the backend to the client; 0 or 1.
+    pub back: u32,
+}
+
+/// Where packets to a backend may come from when their source is replaced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sources {
+    /// Addresses of the backend's family, the first `count` of them.
+    pub addresses: [Address; Self::MOST],
+    /// How many there are, 1 to `MOST`; 0: none is known.
+    pub count: u32,
+    /// The first port, host order.
+    pub first_port: u16,
+    /// How many ports from there on: a prime, so that steps of any size come by all of them.
+    pub ports: u16,
+}
+
+impl Sources {
+    /// Addresses that one backend is reached from.
+    pub const MOST: usize = 8;
+}
