@@ -5,10 +5,10 @@ use crate::{
     complain::complain,
     conntrack, echo,
     flow::{IP, Kind, Parsed, Sign, hash, reduce},
-    forward::{Hop, replace, rewrite, transmit},
+    forward::{Hop, Question, replace, rewrite, transmit},
     fragment,
     headers::Side,
-    ip::Family,
+    ip::{Family, Ip},
     layout::{
         Address, Backend, Endpoint, FlowKey, Mapping, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel,
         UDP, address_flag, mode,
@@ -24,9 +24,18 @@ use crate::{
 /// Decides what becomes of a packet, and makes it what it is to be when it goes on.
 #[inline(always)]
 pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    match decide(packet, tables) {
+    let mut decision = decide(packet, tables, false);
+    if let Decision::Open(backend) = decision {
+        decision = match open(packet, tables, backend) {
+            None => decide(packet, tables, true),
+            Some(refusal) => refusal,
+        };
+    }
+    match decision {
         Decision::Verdict(verdict) => verdict,
         Decision::Complain(reason, mtu) => complain(packet, tables, reason, mtu),
+        // Its mappings have gone again meanwhile.
+        Decision::Open(_) => Verdict::Drop,
     }
 }
 
@@ -34,25 +43,57 @@ pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 pub enum Decision {
     /// This, and it is ready for it.
     Verdict(Verdict),
+    /// Its flow needs mappings to this backend, and then it is to be decided again.
+    Open(u32),
     /// Its sender is to be told why it does not go on, and how large an IP packet may be, bytes.
     Complain(Reason, u32),
 }
 
-/// [`balance`] but for the complaint.
+/// [`balance`] but for the rare: complaining, and opening a flow that needs mappings; `is_open` after that.
 #[inline(always)]
-pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
+pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_open: bool) -> Decision {
     let mut parsed = Parsed::new();
-    let reason = match try_balance(packet, tables, &mut parsed) {
+    let reason = match try_balance(packet, tables, &mut parsed, is_open) {
         Ok(verdict) => return Decision::Verdict(verdict),
-        Err(reason) => reason,
+        Err(Halt::Open(backend)) => return Decision::Open(backend),
+        Err(Halt::For(reason)) => reason,
     };
     tables.count(reason, parsed.frame_length(&packet.frame()));
-    Decision::Verdict(match reason.action() {
-        Action::Pass | Action::Forward => Verdict::Pass,
-        Action::Drop => Verdict::Drop,
-        Action::Answer => Verdict::Transmit,
-        Action::Complain => return Decision::Complain(reason, parsed.mtu),
-    })
+    Decision::of(reason, parsed.mtu)
+}
+
+/// Gives a packet's flow mappings to this backend; where that is refused, what becomes of the packet.
+#[inline(always)]
+pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, backend: u32) -> Option<Decision> {
+    let refused = snat::open(packet, tables, backend).err()?;
+    tables.count(refused, packet.length().into());
+    Some(Decision::of(refused, 0))
+}
+
+impl Decision {
+    #[inline(always)]
+    fn of(reason: Reason, mtu: u32) -> Self {
+        Self::Verdict(match reason.action() {
+            Action::Pass | Action::Forward => Verdict::Pass,
+            Action::Drop => Verdict::Drop,
+            Action::Answer => Verdict::Transmit,
+            Action::Complain => return Self::Complain(reason, mtu),
+        })
+    }
+}
+
+/// Why a packet does not simply go on.
+enum Halt {
+    For(Reason),
+    /// [`Decision::Open`].
+    Open(u32),
+}
+
+impl From<Reason> for Halt {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::For(reason)
+    }
 }
 
 #[inline(always)]
@@ -60,18 +101,19 @@ fn try_balance<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     parsed: &mut Parsed,
-) -> Result<Verdict, Reason> {
+    is_open: bool,
+) -> Result<Verdict, Halt> {
     let ingress = packet.ingress();
     let readable = parsed.parse(packet);
     if readable.is_ok() {
         fragment::recall_ports(parsed, tables);
     }
     if parsed.kind == Kind::Opaque {
-        return pass_or_answer(&mut packet.frame(), tables, ingress, readable, parsed);
+        return Ok(pass_or_answer(&mut packet.frame(), tables, ingress, readable, parsed)?);
     }
     let mut hop = Hop::default();
     let Translation { means, mss, backend, remark } = match find_service(parsed, tables) {
-        Some(service) => translate_request(parsed, service, tables, &mut hop)?,
+        Some(service) => translate_request(parsed, service, is_open, tables, &mut hop)?,
         None => translate_answer(parsed, ingress, tables, &mut hop)?,
     };
     fragment::remember_ports(parsed, tables);
@@ -97,9 +139,9 @@ fn try_balance<P: Packet, T: Tables>(
         Means::Keep => {}
     }
     if !hop.is_known() {
-        return Err(Reason::HandedToKernel);
+        return Err(Reason::HandedToKernel.into());
     }
-    transmit(&mut packet.frame(), &hop, ingress)
+    Ok(transmit(&mut packet.frame(), &hop, ingress)?)
 }
 
 /// What a packet is turned into.
@@ -139,7 +181,7 @@ impl Means<'_> {
     fn growth(&self, parsed: &Parsed) -> i32 {
         match self {
             Self::Encapsulate(way) => way.overhead() as i32,
-            Self::Replace(_, to) => nat64::growth(parsed, to),
+            Self::Replace(_, to) => nat64::growth(parsed, Family::of(&to.destination.address)),
             Self::Rewrite(..) | Self::Keep => 0,
         }
     }
@@ -155,14 +197,15 @@ fn find_service<'t, T: Tables>(parsed: &Parsed, tables: &'t T) -> Option<&'t Ser
 fn translate_request<'t, T: Tables>(
     parsed: &mut Parsed,
     service: &Service,
+    is_open: bool,
     tables: &'t T,
     hop: &mut Hop,
-) -> Result<Translation<'t>, Reason> {
+) -> Result<Translation<'t>, Halt> {
     check_hops(parsed)?;
     if service.has_mappings()
-        && let Some(mapping) = snat::recall(tables, &parsed.flow, parsed.kind, service.idle)
+        && let Some(mapping) = snat::recall(tables, &parsed.flow, parsed.kind, service.idle, is_open)
     {
-        return translate_mapped(parsed, service, mapping, tables, hop);
+        return Ok(translate_mapped(parsed, service, mapping, tables, hop)?);
     }
     let (hash, id) = if service.has_affinity() {
         select_backend(&service.common(&parsed.flow), parsed.kind.of_source(), service, tables)?
@@ -172,9 +215,7 @@ fn translate_request<'t, T: Tables>(
     let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
     let past = shares_subnet(&parsed.flow.source.address, backend);
     if service.mode == mode::SNAT || past && service.mode == mode::HAIRPIN {
-        tables.open(&parsed.flow, parsed.kind, service, id)?;
-        let mapping = tables.mapping(&parsed.flow).ok_or(Reason::Unmapped)?;
-        return translate_mapped(parsed, service, mapping, tables, hop);
+        return Err(Halt::Open(id));
     }
     let means = match service.mode {
         mode::DSR => Means::Keep,
@@ -220,7 +261,7 @@ fn translate_answer<'t, T: Tables>(
         && let Some(mapping) = snat::recall_reply(tables, &parsed.flow, parsed.kind)
     {
         check_hops(parsed)?;
-        tables.route(parsed, ingress, &mapping.to, hop)?;
+        find_way_to_client(parsed, ingress, &mapping.to.source, &mapping.to.destination, tables, hop)?;
         let means = Means::Replace(Side::Source, &mapping.to);
         return Ok(Translation {
             means,
@@ -261,10 +302,25 @@ fn translate_reply<'t, T: Tables>(
     }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
-    let to = FlowKey { source: reply.service, destination: *client };
-    tables.route(parsed, ingress, &to, hop)?;
+    find_way_to_client(parsed, ingress, &reply.service, client, tables, hop)?;
     let means = Means::Rewrite(Side::Source, &reply.service);
     Ok(Translation { means, mss: reply.mss, backend: reply.backend, remark })
+}
+
+#[inline(always)]
+fn find_way_to_client<T: Tables>(
+    parsed: &Parsed,
+    ingress: u32,
+    source: &Endpoint,
+    client: &Endpoint,
+    tables: &T,
+    hop: &mut Hop,
+) -> Result<(), Reason> {
+    let Ip { protocol, length, may_fragment, .. } = parsed.ip;
+    let growth = nat64::growth(parsed, Family::of(&client.address)) as i16;
+    let length = length.saturating_add_signed(growth);
+    let (source, destination) = (&source.address, &client.address);
+    tables.route(&Question { ingress, protocol, length, may_fragment, source, destination }, hop)
 }
 
 #[inline(always)]

@@ -70,6 +70,23 @@ impl Hop {
     }
 }
 
+/// What the kernel needs to know of a packet to find its way.
+#[derive(Clone, Copy)]
+pub struct Question<'a> {
+    /// Index of the interface it came in by.
+    pub ingress: u32,
+    /// What follows its IP header.
+    pub protocol: u8,
+    /// Its length in bytes as it goes on, IP header included.
+    pub length: u16,
+    /// Routers may fragment it.
+    pub may_fragment: bool,
+    /// Its source as it goes on.
+    pub source: &'a Address,
+    /// Its destination as it goes on.
+    pub destination: &'a Address,
+}
+
 /// Sends the frame out of the interface it came in by or another.
 #[inline(always)]
 pub fn transmit(frame: &mut Frame<'_>, hop: &Hop, ingress: u32) -> Result<Verdict, Reason> {

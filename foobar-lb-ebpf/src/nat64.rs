@@ -2,10 +2,10 @@
 
 use crate::{flow::Parsed, ip::Family, layout::FlowKey, packet::Packet, reason::Reason};
 
-/// Bytes that a packet without options or extension headers grows by as one of the flow `to`.
+/// Bytes that a packet without options or extension headers grows by as one of this family.
 #[inline(always)]
-pub fn growth(parsed: &Parsed, to: &FlowKey) -> i32 {
-    Family::of(&to.destination.address).header_length() as i32 - parsed.family.header_length() as i32
+pub fn growth(parsed: &Parsed, family: Family) -> i32 {
+    family.header_length() as i32 - parsed.family.header_length() as i32
 }
 
 /// Makes a packet one of the flow `to`, of the other family.

@@ -13,17 +13,16 @@ use foobar_lb_ebpf::{
     balance::{self, Decision},
     complain::{self, Limit},
     conntrack,
-    flow::{HashKey, Kind, Parsed},
-    forward::Hop,
+    flow::{HashKey, Kind},
+    forward::{Hop, Question},
     headers::{Macs, Side},
     ip::Family,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
         NO_BACKEND, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
-    nat64,
     reason::{Reason, Verdict},
-    snat::{self, Added},
+    snat::{self, Added, Claim},
     tables::Tables,
     word::Word,
 };
@@ -72,31 +71,102 @@ static HASH_KEY: HashKey = [0; 10];
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// What becomes of a packet that has arrived, as the kernel wants to hear it.
+/// What becomes of a packet that has arrived, as the kernel wants to hear it; [`balance::balance`] in pieces.
 #[inline(always)]
 pub fn run(context: &XdpContext) -> u32 {
-    let [action, mtu] = decide(context);
-    if action & COMPLAIN == 0 { action } else { complain(context.ctx, action & !COMPLAIN, mtu) }
-}
-
-/// Beside a reason, in the place of an XDP action.
-const COMPLAIN: u32 = 1 << 31;
-
-/// Not inlined, so that it and `complain` use the same 512 bytes of stack one after the other.
-#[inline(never)]
-fn decide(context: &XdpContext) -> [u32; 2] {
-    match balance::decide(&mut Arrived(context), &Maps { context: context.ctx }) {
-        Decision::Verdict(Verdict::Pass) => [xdp_action::XDP_PASS, 0],
-        Decision::Verdict(Verdict::Drop) => [xdp_action::XDP_DROP, 0],
-        Decision::Verdict(Verdict::Transmit) => [xdp_action::XDP_TX, 0],
-        // SAFETY: a helper without preconditions.
-        Decision::Verdict(Verdict::Redirect(interface)) => [unsafe { bpf_redirect(interface, 0) as u32 }, 0],
-        Decision::Complain(reason, mtu) => [COMPLAIN | reason as u32, mtu],
+    let mut decision = decide(context.ctx, 0);
+    if decision as u32 == OPEN {
+        decision = open(context.ctx, (decision >> 32) as u32);
+        if decision as u32 == OPEN {
+            decision = decide(context.ctx, 1);
+        }
+    }
+    let (action, detail) = (decision as u32, (decision >> 32) as u32);
+    match action {
+        OPEN => xdp_action::XDP_DROP,
+        _ if action & COMPLAIN != 0 => complain(context.ctx, action & !COMPLAIN, detail),
+        _ => action,
     }
 }
 
-// What follows is rarely needed, and long. As functions of their own, with C's calling convention and names for the
-// linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call.
+/// In the place of an XDP action: the flow needs mappings to the backend above it, or has them now.
+const OPEN: u32 = 1 << 30;
+/// Beside a reason, in the place of an XDP action, with an MTU above it.
+const COMPLAIN: u32 = 1 << 31;
+
+/// The decision as one word.
+#[inline(always)]
+fn to_word(decision: &Decision) -> u64 {
+    let with = |action: u32, detail: u32| u64::from(detail) << 32 | u64::from(action);
+    match *decision {
+        Decision::Verdict(Verdict::Pass) => with(xdp_action::XDP_PASS, 0),
+        Decision::Verdict(Verdict::Drop) => with(xdp_action::XDP_DROP, 0),
+        Decision::Verdict(Verdict::Transmit) => with(xdp_action::XDP_TX, 0),
+        // SAFETY: a helper without preconditions.
+        Decision::Verdict(Verdict::Redirect(interface)) => {
+            with(unsafe { bpf_redirect(interface, 0) as u32 }, 0)
+        }
+        Decision::Open(backend) => with(OPEN, backend),
+        Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
+    }
+}
+
+// What follows is long, or rarely needed. As functions of their own, with C's calling convention and names for the
+// linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call;
+// and they use the same 512 bytes of stack one after the other.
+
+/// [`balance::decide`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn decide(context: *mut xdp_md, is_open: u32) -> u64 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    to_word(&balance::decide(&mut Arrived(&context), &tables, is_open != 0))
+}
+
+/// [`balance::open`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    match balance::open(&mut Arrived(&context), &tables, backend) {
+        None => OPEN.into(),
+        Some(refusal) => to_word(&refusal),
+    }
+}
+
+/// [`snat::renew`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn renew(flow: *const FlowKey, kind: u32, idle: u64) -> u32 {
+    let tables = Maps { context: core::ptr::null_mut() };
+    // SAFETY: null, or what the caller lends.
+    let flow = unsafe { flow.as_ref() };
+    flow.is_some_and(|flow| snat::renew(&tables, flow, Kind::from_word(kind), idle)).into()
+}
+
+/// [`snat::take`]; `choice` is the backend and, above it, the attempt.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take(flow: *const FlowKey, choice: u64, mss: u32, hash: u64) -> u32 {
+    let tables = Maps { context: core::ptr::null_mut() };
+    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss, hash };
+    // SAFETY: null, or what the caller lends.
+    match unsafe { flow.as_ref() } {
+        Some(flow) => snat::take(&tables, flow, claim) as u32,
+        None => Added::NoRoom as u32,
+    }
+}
+
+/// [`snat::is_free`]; `choice` as in `take`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_free(context: *mut xdp_md, flow: *const FlowKey, choice: u64, hash: u64) -> u32 {
+    let tables = Maps { context };
+    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss: 0, hash };
+    // SAFETY: null, or what the caller lends.
+    let flow = unsafe { flow.as_ref() };
+    flow.is_some_and(|flow| snat::is_free(&tables, flow, claim)).into()
+}
 
 /// What senders are told of.
 const COMPLAINTS: [Reason; 6] =
@@ -131,25 +201,36 @@ extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) -> u
     }
 }
 
-/// [`snat::open`]; `choice` is the backend and, above it, the kind. 0: it is open; else a reason and one more.
+/// Asks the kernel for a way; `packet` is the ingress and, above it, the length, the protocol and whether it may be
+/// fragmented. 0: `hop` has the answer; else a reason and one more.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn open(context: *mut xdp_md, flow: *const FlowKey, service: *const Service, choice: u64) -> u32 {
-    let tables = Maps { context };
-    let (kind, backend) = (Kind::from_word((choice >> 32) as u32), choice as u32);
+extern "C" fn route(
+    context: *mut xdp_md,
+    source: *const Address,
+    destination: *const Address,
+    packet: u64,
+    hop: *mut Hop,
+) -> u32 {
     // SAFETY: null, or what the caller lends.
-    match unsafe { (flow.as_ref(), service.as_ref()) } {
-        (Some(flow), Some(service)) => match snat::open(&tables, flow, kind, service, backend) {
-            Ok(()) => 0,
-            Err(reason) => reason as u32 + 1,
-        },
-        _ => Reason::NoBackend as u32 + 1,
+    let (Some(source), Some(destination), Some(hop)) =
+        (unsafe { (source.as_ref(), destination.as_ref(), hop.as_mut()) })
+    else {
+        return Reason::NoRoute as u32 + 1;
+    };
+    let question = Question {
+        ingress: packet as u32,
+        length: (packet >> 32) as u16,
+        protocol: (packet >> 48) as u8,
+        may_fragment: packet >> 56 != 0,
+        source,
+        destination,
+    };
+    match ask(context, &question, hop) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32 + 1,
     }
 }
-
-/// Why a flow is not opened.
-const REFUSALS: [Reason; 5] =
-    [Reason::Unmapped, Reason::NoPort, Reason::NotMapped, Reason::Unresolved, Reason::NoBackend];
 
 /// On the stack the verifier wants eight bytes aligned to eight.
 #[repr(C, align(8))]
@@ -263,12 +344,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn route(&self, parsed: &Parsed, ingress: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason> {
-        let mut lookup = question(parsed, ingress, to);
-        let size = size_of::<FibLookup>() as i32;
-        // SAFETY: the context is the program's own, and the size is that of the structure.
-        let answer = unsafe { bpf_fib_lookup(self.context.cast(), &raw mut lookup.0, size, 0) };
-        self.read_answer(answer as u32, &lookup.0, parsed, hop)
+    fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
+        let Question { ingress, protocol, length, may_fragment, source, destination } = *question;
+        let packet = u64::from(may_fragment) << 56
+            | u64::from(protocol) << 48
+            | u64::from(length) << 32
+            | u64::from(ingress);
+        match route(self.context, source, destination, packet, hop) {
+            0 => Ok(()),
+            code => Err(refusal(code)),
+        }
     }
 
     #[inline(always)]
@@ -283,14 +368,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn open(&self, flow: &FlowKey, kind: Kind, service: &Service, backend: u32) -> Result<(), Reason> {
-        let choice = u64::from(kind.to_word()) << 32 | u64::from(backend);
-        match open(self.context, flow, service, choice) {
-            0 => Ok(()),
-            code => {
-                let refusal = REFUSALS.into_iter().find(|reason| *reason as u32 + 1 == code);
-                Err(refusal.unwrap_or(Reason::NoBackend))
-            }
+    fn renew(&self, flow: &FlowKey, kind: Kind, idle: u64) -> bool {
+        renew(flow, kind.to_word(), idle) != 0
+    }
+
+    #[inline(always)]
+    fn is_free(&self, flow: &FlowKey, claim: Claim) -> bool {
+        is_free(self.context, flow, choice(&claim), claim.hash) != 0
+    }
+
+    #[inline(always)]
+    fn take(&self, flow: &FlowKey, claim: Claim) -> Added {
+        match take(flow, choice(&claim), claim.mss, claim.hash) {
+            code if code == Added::Yes as u32 => Added::Yes,
+            code if code == Added::Taken as u32 => Added::Taken,
+            _ => Added::NoRoom,
         }
     }
 
@@ -344,43 +436,49 @@ impl Maps {
             aya_log_ebpf::debug!(&context, "dropped {} bytes: {}", bytes, reason.name());
         }
     }
+}
 
-    /// What the kernel's answer (BPF_FIB_LKUP_RET_*, linux/bpf.h) means for a reply.
-    #[inline(always)]
-    fn read_answer(
-        &self,
-        answer: u32,
-        lookup: &FibLookup,
-        parsed: &Parsed,
-        hop: &mut Hop,
-    ) -> Result<(), Reason> {
-        use aya_ebpf::bindings::{
-            BPF_FIB_LKUP_RET_FRAG_NEEDED as FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED as FWD_DISABLED,
-            BPF_FIB_LKUP_RET_NO_NEIGH as NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS as SUCCESS,
-            BPF_FIB_LKUP_RET_UNSUPP_LWT as UNSUPP_LWT,
-        };
-        match answer {
-            SUCCESS if self.interface(lookup.ifindex).is_some() => {
-                *hop = Hop { interface: lookup.ifindex, macs: macs(lookup) };
-                Ok(())
-            }
-            SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(()),
-            FRAG_NEEDED if parsed.ip.may_fragment => Ok(()),
-            FRAG_NEEDED => Err(Reason::ReplyTooBig),
-            FWD_DISABLED => Err(Reason::ForwardingOff),
-            _ => Err(Reason::NoRoute),
+/// Asks the kernel.
+#[inline(always)]
+fn ask(context: *mut xdp_md, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
+    use aya_ebpf::bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED as FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED as FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH as NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS as SUCCESS,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT as UNSUPP_LWT,
+    };
+    let mut lookup = lookup(question);
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is the program's own, and the size is that of the structure.
+    let answer = unsafe { bpf_fib_lookup(context.cast(), &raw mut lookup.0, size, 0) };
+    // What the answers mean is said in linux/bpf.h.
+    match answer as u32 {
+        SUCCESS if (Maps { context }).interface(lookup.0.ifindex).is_some() => {
+            *hop = Hop { interface: lookup.0.ifindex, macs: macs(&lookup.0) };
+            Ok(())
         }
+        SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(()),
+        FRAG_NEEDED if question.may_fragment => Ok(()),
+        FRAG_NEEDED => Err(Reason::ReplyTooBig),
+        FWD_DISABLED => Err(Reason::ForwardingOff),
+        _ => Err(Reason::NoRoute),
     }
 }
 
+/// The reason of a code of `route`.
 #[inline(always)]
-fn question(parsed: &Parsed, ingress: u32, to: &FlowKey) -> Aligned<FibLookup> {
+fn refusal(code: u32) -> Reason {
+    let refusals = [Reason::ReplyTooBig, Reason::ForwardingOff];
+    refusals.into_iter().find(|reason| *reason as u32 + 1 == code).unwrap_or(Reason::NoRoute)
+}
+
+#[inline(always)]
+fn lookup(question: &Question<'_>) -> Aligned<FibLookup> {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
     // SAFETY: all zeros are a valid value of the structure.
     let mut aligned: Aligned<FibLookup> = unsafe { core::mem::zeroed() };
     let lookup = &mut aligned.0;
-    let (source, destination) = (&to.source.address, &to.destination.address);
+    let Question { source, destination, .. } = *question;
     match Family::of(destination) {
         Family::V4 => {
             lookup.family = AF_INET;
@@ -393,11 +491,15 @@ fn question(parsed: &Parsed, ingress: u32, to: &FlowKey) -> Aligned<FibLookup> {
             lookup.__bindgen_anon_4.ipv6_dst = zerocopy::transmute!(*destination);
         }
     }
-    lookup.l4_protocol = parsed.ip.protocol;
-    lookup.__bindgen_anon_1.tot_len =
-        parsed.ip.length.saturating_add_signed(nat64::growth(parsed, to) as i16);
-    lookup.ifindex = ingress;
+    lookup.l4_protocol = question.protocol;
+    lookup.__bindgen_anon_1.tot_len = question.length;
+    lookup.ifindex = question.ingress;
     aligned
+}
+
+#[inline(always)]
+fn choice(claim: &Claim) -> u64 {
+    u64::from(claim.attempt) << 32 | u64::from(claim.backend)
 }
 
 /// The MAC addresses that the kernel found, at the end of its answer. They are taken out of whole words: the second is

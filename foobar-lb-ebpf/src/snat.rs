@@ -4,12 +4,13 @@
 //!
 //! A packet of a flow that is mapped costs one look-up, [`recall`] or [`recall_reply`]; all else is in [`open`].
 
+use core::num::NonZeroU32;
+
 use crate::{
     conntrack::{is_over, state_after},
-    flow::{Kind, hash, reduce},
-    layout::{
-        Endpoint, Entry, FlowKey, Mapping, Remembered, Service, Sources, UDP, backend_flag, entry_state,
-    },
+    flow::{Kind, Parsed, hash, reduce},
+    layout::{Entry, FlowKey, Mapping, Remembered, Sources, UDP, backend_flag, entry_state},
+    packet::Packet,
     reason::Reason,
     tables::Tables,
 };
@@ -25,12 +26,19 @@ pub enum Added {
     NoRoom,
 }
 
-/// The mapping of a client's packet, where its flow goes on by it without a question; `idle` is its service's limit of
-/// silence, nanoseconds.
+/// The mapping of a client's packet, where its flow goes on by it; `idle` is its service's limit of silence, nanoseconds.
+/// One that begins a flow goes through [`open`] first.
 #[inline(always)]
-pub fn recall<'t, T: Tables>(tables: &'t T, flow: &FlowKey, kind: Kind, idle: u64) -> Option<&'t Mapping> {
+pub fn recall<'t, T: Tables>(
+    tables: &'t T,
+    flow: &FlowKey,
+    kind: Kind,
+    idle: u64,
+    is_open: bool,
+) -> Option<&'t Mapping> {
     let mapping = tables.mapping(flow)?;
     match kind {
+        Kind::Start if is_open => Some(mapping),
         Kind::Start => None,
         Kind::Error { .. } | Kind::Opaque => Some(mapping),
         Kind::Ongoing(sign) => {
@@ -58,35 +66,40 @@ pub fn recall_reply<'t, T: Tables>(tables: &'t T, flow: &FlowKey, kind: Kind) ->
     Some(mapping)
 }
 
-/// Gives a client's flow that begins mappings towards `backend`. One that has mappings keeps them as long as they are
-/// alive. In mid-flow nothing is opened: the backend would not know the flow by its new source.
+/// Gives the flow of a client's packet that begins mappings towards `backend`. One that has mappings keeps them as long
+/// as they are alive. In mid-flow nothing is opened: the backend would not know the flow by its new source.
 #[inline(always)]
-pub fn open<T: Tables>(
-    tables: &T,
-    flow: &FlowKey,
-    kind: Kind,
-    service: &Service,
-    backend: u32,
-) -> Result<(), Reason> {
-    let begins = kind == Kind::Start || matches!(kind, Kind::Ongoing(_)) && flow.source.protocol == UDP;
-    if let Some(mapping) = tables.mapping(flow) {
-        let (now, known) = (tables.now(), mapping.entry.load());
-        let life = Life::of(mapping, tables.mapping(&reversed(&mapping.to)));
-        // A client may use the port of a flow that it has closed again.
-        let is_old = kind == Kind::Start && life.has_ended();
-        let is_over = life.is_over(service.idle, now);
-        if !is_old && !is_over && serves(tables, known.backend) {
-            mapping.entry.store(known, now);
-            return Ok(());
-        }
-        if !is_old && !is_over {
-            tables.count_repicked(known.backend);
-        }
-        let back = reversed(&mapping.to);
-        tables.remove_mapping(flow);
-        tables.remove_mapping(&back);
+pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, backend: u32) -> Result<(), Reason> {
+    let mut parsed = Parsed::new();
+    parsed.parse(packet)?;
+    let Parsed { flow, kind, .. } = &parsed;
+    let service = tables.service(&flow.destination).ok_or(Reason::NoService)?;
+    if tables.renew(flow, *kind, service.idle) {
+        return Ok(());
     }
-    if begins { allocate(tables, flow, kind, service, backend) } else { Err(Reason::Unmapped) }
+    let begins = *kind == Kind::Start || matches!(kind, Kind::Ongoing(_)) && flow.source.protocol == UDP;
+    if begins { allocate(tables, flow, service.mss, backend) } else { Err(Reason::Unmapped) }
+}
+
+/// Whether the flow has mappings that are alive for this kind of packet; else they are removed.
+#[inline(always)]
+pub fn renew<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, idle: u64) -> bool {
+    let Some(mapping) = tables.mapping(flow) else { return false };
+    let (now, known) = (tables.now(), mapping.entry.load());
+    let back = reversed(&mapping.to);
+    let life = Life::of(mapping, tables.mapping(&back));
+    // A client may use the port of a flow that it has closed again.
+    let goes_on = !life.is_over(idle, now) && !(kind == Kind::Start && life.has_ended());
+    if goes_on && serves(tables, known.backend) {
+        mapping.entry.store(known, now);
+        return true;
+    }
+    if goes_on {
+        tables.count_repicked(known.backend);
+    }
+    tables.remove_mapping(flow);
+    tables.remove_mapping(&back);
+    false
 }
 
 /// What both directions of a flow have shown.
@@ -151,111 +164,112 @@ pub fn reversed(flow: &FlowKey) -> FlowKey {
 /// but for one flow in ten thousand. After as many again those are good enough whose flow is as good as over.
 const TRIES: u32 = 32;
 
-/// Takes a source for the flow: whoever adds the mapping of its replies has it, on whatever CPU.
+/// Tries one source after the other.
 #[inline(always)]
-fn allocate<T: Tables>(
-    tables: &T,
-    flow: &FlowKey,
-    kind: Kind,
-    service: &Service,
-    backend: u32,
-) -> Result<(), Reason> {
-    let known = |sources: &&Sources| sources.count != 0;
-    let sources = tables.sources(backend).filter(known).ok_or(Reason::Unresolved)?;
-    let target = &tables.backend(backend).ok_or(Reason::NoBackend)?.endpoint;
-    let mut walk = Walk::new(sources, hash(tables.hash_key(), flow));
-    let mut back = FlowKey { source: *target, destination: *target };
-    if back.source.port == [0; 2] {
-        back.source.port = flow.destination.port;
+fn allocate<T: Tables>(tables: &T, flow: &FlowKey, mss: u32, backend: u32) -> Result<(), Reason> {
+    if tables.sources(backend).is_none_or(|sources| sources.count == 0) {
+        return Err(Reason::Unresolved);
     }
+    let hash = hash(tables.hash_key(), flow);
     for attempt in 0..2 * TRIES {
-        walk.step(sources, &mut back.destination);
-        let may_have = match tables.mapping(&back) {
-            None => true,
-            Some(holder) if attempt >= TRIES => evict(tables, &back, holder),
-            Some(_) => false,
-        };
-        let is_own = || tables.service(&back.destination).is_none() && !tables.host_has(&back);
-        if may_have && is_own() && add(tables, flow, kind, service.mss, backend, &back)? {
-            return Ok(());
+        let claim = Claim { backend, mss, hash, attempt };
+        if !tables.is_free(flow, claim) {
+            continue;
+        }
+        match tables.take(flow, claim) {
+            Added::Yes => return Ok(()),
+            Added::Taken => {}
+            Added::NoRoom => return Err(Reason::NotMapped),
         }
     }
     Err(Reason::NoPort)
 }
 
-/// Adds both mappings of a flow; false where another flow has this source.
-#[inline(always)]
-fn add<T: Tables>(
-    tables: &T,
-    flow: &FlowKey,
-    kind: Kind,
-    mss: u32,
-    backend: u32,
-    back: &FlowKey,
-) -> Result<bool, Reason> {
-    let state = if kind == Kind::Start { entry_state::OPENING } else { 0 };
-    let (remembered, now) = (Remembered { backend, state }, tables.now());
-    let mapping = |to, back| Mapping { to, entry: Entry::new(remembered, now), mss, back };
-    match tables.add_mapping(back, &mapping(reversed(flow), 1)) {
-        Added::Yes => {}
-        Added::Taken => return Ok(false),
-        Added::NoRoom => return Err(Reason::NotMapped),
-    }
-    match tables.add_mapping(flow, &mapping(reversed(back), 0)) {
-        Added::Yes => return Ok(true),
-        // Another CPU was first with the same flow.
-        Added::Taken => drop(tables.remove_mapping(back)),
-        Added::NoRoom => {
-            tables.remove_mapping(back);
-            return Err(Reason::NotMapped);
-        }
-    }
-    Ok(true)
+/// What a flow asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// The backend.
+    pub backend: u32,
+    /// The largest segment, in bytes, that its SYNs may ask for; 0: any.
+    pub mss: u32,
+    /// The flow's hash.
+    pub hash: u64,
+    /// How many sources were tried.
+    pub attempt: u32,
 }
 
-/// Removes the mappings of a flow that is as good as over, `back` being its replies; false where it is not, or where
-/// another CPU was faster.
+/// Whether a flow may have the source of an attempt: nobody has it, or a flow that is as good as over, which then goes.
+#[inline(always)]
+pub fn is_free<T: Tables>(tables: &T, flow: &FlowKey, claim: Claim) -> bool {
+    let mut back = *flow;
+    if !find_replies(tables, &claim, &mut back) {
+        return false;
+    }
+    // What a service or a socket of the host gets there must not be taken for replies.
+    if tables.service(&back.destination).is_some() || tables.host_has(&back) {
+        return false;
+    }
+    let Some(holder) = tables.mapping(&back) else { return true };
+    claim.attempt >= TRIES && evict(tables, &back, holder)
+}
+
 #[inline(always)]
 fn evict<T: Tables>(tables: &T, back: &FlowKey, holder: &Mapping) -> bool {
     let forward = reversed(&holder.to);
     let is_worn = Life::of(holder, tables.mapping(&forward)).is_worn(tables.now());
+    // Another CPU may be faster.
     is_worn && tables.remove_mapping(back) && {
         tables.remove_mapping(&forward);
         true
     }
 }
 
-/// A walk over all ports of all sources, different for every flow.
-struct Walk {
-    address: u32,
-    port: u32,
-    stride: u32,
+/// Gives a flow the source of an attempt: whoever adds the mapping of its replies has it, on whatever CPU.
+#[inline(always)]
+pub fn take<T: Tables>(tables: &T, flow: &FlowKey, claim: Claim) -> Added {
+    let mut back = *flow;
+    if !find_replies(tables, &claim, &mut back) {
+        return Added::Taken;
+    }
+    let state = if flow.source.protocol == UDP { 0 } else { entry_state::OPENING };
+    let entry = Entry::new(Remembered { backend: claim.backend, state }, tables.now());
+    let mut mapping = Mapping { to: reversed(flow), entry, mss: claim.mss, back: 1 };
+    match tables.add_mapping(&back, &mapping) {
+        Added::Yes => {}
+        refused => return refused,
+    }
+    mapping.to = reversed(&back);
+    mapping.back = 0;
+    match tables.add_mapping(flow, &mapping) {
+        Added::Yes => Added::Yes,
+        refused => {
+            tables.remove_mapping(&back);
+            // Where another CPU was faster with this very flow, it has its source.
+            if refused == Added::Taken { Added::Yes } else { refused }
+        }
+    }
 }
 
-impl Walk {
-    #[inline(always)]
-    fn new(sources: &Sources, hash: u64) -> Self {
-        let ports = u32::from(sources.ports);
-        let address = reduce(hash >> 16, sources.count);
-        let stride = reduce(hash, ports.saturating_sub(1)) + 1;
-        Self { address, port: reduce(hash >> 32, ports), stride }
-    }
-
-    /// Writes the next address and port.
-    #[inline(always)]
-    fn step(&mut self, sources: &Sources, own: &mut Endpoint) {
-        const LAST: usize = Sources::MOST - 1;
-        own.address = sources.addresses[self.address as usize & LAST];
-        own.port = sources.first_port.wrapping_add(self.port as u16).to_be_bytes();
-        self.address += 1;
-        if self.address >= sources.count {
-            self.address = 0;
-        }
-        self.port += self.stride;
-        if self.port >= u32::from(sources.ports) {
-            self.port -= u32::from(sources.ports);
-        }
-    }
+/// Makes a flow the one of its replies to the source of an attempt; false where there is none. Attempts are steps of a walk
+/// over all ports of all addresses, another one for every flow.
+#[inline(always)]
+fn find_replies<T: Tables>(tables: &T, claim: &Claim, flow: &mut FlowKey) -> bool {
+    const LAST: usize = Sources::MOST - 1;
+    let Claim { backend, hash, attempt, .. } = *claim;
+    let (Some(sources), Some(backend)) = (tables.sources(backend), tables.backend(backend)) else {
+        return false;
+    };
+    let (count, ports) = (NonZeroU32::new(sources.count), NonZeroU32::new(sources.ports.into()));
+    let (Some(count), Some(ports)) = (count, ports) else { return false };
+    let address = (reduce(hash >> 16, count.get()) + attempt) % count;
+    let stride = 1 + reduce(hash, ports.get() - 1);
+    let port = (reduce(hash >> 32, ports.get()) + attempt * stride) % ports;
+    flow.source.address = backend.endpoint.address;
+    let as_it_came = backend.endpoint.port == [0; 2];
+    flow.source.port = if as_it_came { flow.destination.port } else { backend.endpoint.port };
+    flow.destination.address = sources.addresses[address as usize & LAST];
+    flow.destination.port = sources.first_port.wrapping_add(port as u16).to_be_bytes();
+    true
 }
 
 #[inline(always)]

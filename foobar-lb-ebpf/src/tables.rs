@@ -2,15 +2,15 @@
 
 use crate::{
     conntrack::{self, Conntrack},
-    flow::{HashKey, Kind, Parsed},
-    forward::Hop,
+    flow::{HashKey, Kind},
+    forward::{Hop, Question},
     headers::Side,
     layout::{
         Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Reply, Service, Slot,
         Sources, Tunnel,
     },
     reason::Reason,
-    snat::{self, Added},
+    snat::{self, Added, Claim},
 };
 
 /// What the data path asks of its maps and of the kernel; `layout` says what each map holds.
@@ -52,9 +52,9 @@ pub trait Tables {
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends);
     /// An attached interface.
     fn interface(&self, index: u32) -> Option<&Interface>;
-    /// Asks the kernel for the way to a client of a packet that goes on as of the flow `to`. It stays unknown where a
-    /// neighbour has to be resolved first.
-    fn route(&self, parsed: &Parsed, ingress: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason>;
+    /// Asks the kernel for the way of a packet to a client, which stays unknown where a neighbour has to be resolved
+    /// first.
+    fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason>;
 
     /// Nanoseconds of a clock that never goes back.
     fn now(&self) -> u64;
@@ -77,12 +77,30 @@ pub trait Tables {
         conntrack::follow(self, flow, kind, slot, idle)
     }
 
-    /// [`snat::open`]. The kernel has this as a function of its own.
+    /// [`snat::renew`]. The kernel has this, and the next two, as functions of their own.
     #[inline(always)]
-    fn open(&self, flow: &FlowKey, kind: Kind, service: &Service, backend: u32) -> Result<(), Reason>
+    fn renew(&self, flow: &FlowKey, kind: Kind, idle: u64) -> bool
     where
         Self: Sized,
     {
-        snat::open(self, flow, kind, service, backend)
+        snat::renew(self, flow, kind, idle)
+    }
+
+    /// [`snat::take`].
+    #[inline(always)]
+    fn take(&self, flow: &FlowKey, claim: Claim) -> Added
+    where
+        Self: Sized,
+    {
+        snat::take(self, flow, claim)
+    }
+
+    /// [`snat::is_free`].
+    #[inline(always)]
+    fn is_free(&self, flow: &FlowKey, claim: Claim) -> bool
+    where
+        Self: Sized,
+    {
+        snat::is_free(self, flow, claim)
     }
 }

@@ -16,14 +16,13 @@ use flows::Maps;
 use foobar_lb_ebpf::{
     balance::balance,
     complain::Limit,
-    flow::{HashKey, Parsed, hash_key},
-    forward::Hop,
+    flow::{HashKey, hash_key},
+    forward::{Hop, Question},
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
         NextHop, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
-    nat64,
     packet::Buffer,
     reason::{Reason, Verdict},
     snat::Added,
@@ -197,14 +196,14 @@ impl Tables for Twin {
         self.image.interfaces.get(&index)
     }
 
-    fn route(&self, parsed: &Parsed, _: u32, to: &FlowKey, hop: &mut Hop) -> Result<(), Reason> {
-        let client = Ipv6Addr::from(to.destination.address.0).to_canonical();
+    fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
+        let client = Ipv6Addr::from(question.destination.0).to_canonical();
         let known = self.routes.iter().filter(|(prefix, _)| prefix.contains(&client));
         let (_, route) = known.max_by_key(|(prefix, _)| prefix.prefix_len()).ok_or(Reason::NoRoute)?;
         let next_hop = (*route)?;
-        match u32::from(parsed.ip.length).saturating_add_signed(nat64::growth(parsed, to)) <= next_hop.mtu {
+        match u32::from(question.length) <= next_hop.mtu {
             true => *hop = Hop::to(&next_hop),
-            false if !parsed.ip.may_fragment => return Err(Reason::ReplyTooBig),
+            false if !question.may_fragment => return Err(Reason::ReplyTooBig),
             false => {}
         }
         Ok(())
