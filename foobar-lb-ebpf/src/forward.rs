@@ -7,7 +7,7 @@ use crate::{
     flow::{IP, Kind, Parsed},
     headers::{Ethernet, Icmp, Macs, Ports, Side, UDP_LENGTH},
     ip::Family,
-    layout::{Address, Endpoint, FlowKey, NextHop, TCP},
+    layout::{Address, Endpoint, FlowKey, NO_ADDRESS, NextHop, TCP},
     packet::Frame,
     reason::{Reason, Verdict},
 };
@@ -15,6 +15,32 @@ use crate::{
 /// Replaces one end of a packet's flow: its destination on the way to a backend, its source on the way back.
 #[inline(always)]
 pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint) -> Result<(), Reason> {
+    rewrite_end(frame, parsed, side, to, Routers::Stay)
+}
+
+/// Replaces both ends of a packet's flow. What a router on the way complains of seems to come from the new source then:
+/// the receiver need not have a route to the router.
+#[inline(always)]
+pub fn replace(frame: &mut Frame<'_>, parsed: &Parsed, to: &FlowKey) -> Result<(), Reason> {
+    rewrite_end(frame, parsed, Side::Destination, &to.destination, Routers::Hide)?;
+    rewrite_end(frame, parsed, Side::Source, &to.source, Routers::Hide)
+}
+
+/// What becomes of the address of a router that complains of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Routers {
+    Stay,
+    Hide,
+}
+
+#[inline(always)]
+fn rewrite_end(
+    frame: &mut Frame<'_>,
+    parsed: &Parsed,
+    side: Side,
+    to: &Endpoint,
+    routers: Routers,
+) -> Result<(), Reason> {
     let from = match side {
         Side::Source => &parsed.flow.source,
         Side::Destination => &parsed.flow.destination,
@@ -22,7 +48,7 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint
     match parsed.kind {
         Kind::Error { quoted, transport } => {
             let places = Quoted { ip: quoted, transport, end: IP + u32::from(parsed.ip.length) };
-            rewrite_error(frame, parsed, side, from, to, places)
+            rewrite_error(frame, parsed, side, from, to, places, routers)
         }
         _ => {
             parsed.family.set_address(frame, IP, side, &to.address)?;
@@ -36,14 +62,6 @@ pub fn rewrite(frame: &mut Frame<'_>, parsed: &Parsed, side: Side, to: &Endpoint
             Ok(())
         }
     }
-}
-
-/// Replaces both ends of a packet's flow. An ICMP error that a router on the way reports is from the balancer then:
-/// whom a router's address is routed to, the flow's own route need not lead there.
-#[inline(always)]
-pub fn replace(frame: &mut Frame<'_>, parsed: &Parsed, to: &FlowKey) -> Result<(), Reason> {
-    rewrite(frame, parsed, Side::Destination, &to.destination)?;
-    rewrite(frame, parsed, Side::Source, &to.source)
 }
 
 /// How a frame leaves.
@@ -127,11 +145,14 @@ fn rewrite_error(
     from: &Endpoint,
     to: &Endpoint,
     quoted: Quoted,
+    routers: Routers,
 ) -> Result<(), Reason> {
     let mut change = Change::new();
-    if parsed.family.has_address(frame, IP, side, &from.address)? {
+    if routers == Routers::Hide || parsed.family.has_address(frame, IP, side, &from.address)? {
+        let mut speaker = NO_ADDRESS;
+        parsed.family.address(frame, IP, side, &mut speaker)?;
         parsed.family.set_address(frame, IP, side, &to.address)?;
-        change = icmp_pseudo_header(parsed.family, change, &from.address, &to.address);
+        change = icmp_pseudo_header(parsed.family, change, &speaker, &to.address);
     }
     change = rewrite_quoted(frame, parsed.family, side.opposite(), from, to, quoted, change)?;
     let icmp = frame.at_mut::<Icmp>(parsed.ip.next)?;
