@@ -89,12 +89,12 @@ pub fn renew<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, idle: u64) -> bo
     let back = reversed(&mapping.to);
     let life = Life::of(mapping, tables.mapping(&back));
     // A client may use the port of a flow that it has closed again.
-    let goes_on = !life.is_over(idle, now) && !(kind == Kind::Start && life.has_ended());
-    if goes_on && serves(tables, known.backend) {
+    let is_over = life.is_over(idle, now) || kind == Kind::Start && life.has_ended();
+    if !is_over && serves(tables, known.backend) {
         mapping.entry.store(known, now);
         return true;
     }
-    if goes_on {
+    if !is_over {
         tables.count_repicked(known.backend);
     }
     tables.remove_mapping(flow);

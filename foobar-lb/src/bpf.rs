@@ -109,6 +109,8 @@ pub struct Capacities {
     pub flows: u32,
     /// Remembered flows that showed a SYN only.
     pub half_open: u32,
+    /// Flows that are mapped, each in both directions.
+    pub mappings: u32,
 }
 
 type Words<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
@@ -151,6 +153,7 @@ impl Bpf {
             .map_max_entries(name::BACKENDS, capacities.backends)
             .map_max_entries(name::TUNNELS, capacities.backends)
             .map_max_entries(name::SOURCES, capacities.backends)
+            .map_max_entries(name::MAPPINGS, 2 * capacities.mappings)
             .map_max_entries(name::TRAFFIC, capacities.backends)
             .map_max_entries(name::REPLIES, capacities.backends);
         for (map, flows) in flows::capacities(capacities) {

@@ -232,8 +232,8 @@ impl Drop for Settings {
 
 /// Loads the data path.
 pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
-    let config::Daemon { slots, backends, flows, half_open, .. } = config.daemon;
-    Ok(Bpf::load(Capacities { slots, backends, flows, half_open }, seed)?)
+    let config::Daemon { slots, backends, flows, half_open, mappings, .. } = config.daemon;
+    Ok(Bpf::load(Capacities { slots, backends, flows, half_open, mappings }, seed)?)
 }
 
 /// Attaches to all interfaces or to none. Without a chosen mode all are native or all generic, because what one

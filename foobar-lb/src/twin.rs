@@ -61,12 +61,13 @@ pub struct Twin {
 impl Twin {
     /// A twin whose maps hold this image and no remembered flow. `seed` is that of the flow hash.
     pub fn new(image: Image, seed: u64) -> Self {
-        Self::with_capacities(image, seed, capacity::ESTABLISHED + capacity::ADOPTED, capacity::HALF_OPEN)
+        let flows = capacity::ESTABLISHED + capacity::ADOPTED;
+        Self::with_capacities(image, seed, flows, capacity::HALF_OPEN, capacity::MAPPINGS / 2)
     }
 
     /// A twin that remembers at most `half_open` flows that showed a SYN only, and of others at most half of `flows`
-    /// from their SYN on and half from mid-flow on.
-    pub fn with_capacities(image: Image, seed: u64, flows: u32, half_open: u32) -> Self {
+    /// from their SYN on and half from mid-flow on, and maps at most `mappings` flows.
+    pub fn with_capacities(image: Image, seed: u64, flows: u32, half_open: u32, mappings: u32) -> Self {
         Self {
             now: 0,
             routes: Vec::new(),
@@ -74,7 +75,7 @@ impl Twin {
             image,
             hash_key: hash_key(seed),
             flows: Maps::new(flows, half_open),
-            mappings: Mappings::new(capacity::MAPPINGS),
+            mappings: Mappings::new(2 * mappings),
             datagrams: FrozenMap::new(),
             limit: Cell::default(),
             reasons: RefCell::new(vec![Count::default(); Reason::ALL.len()]),
@@ -106,6 +107,16 @@ impl Twin {
     /// What a backend was sent and sent back since it got its id.
     pub fn traffic(&self, id: u32) -> Traffic {
         self.traffic.borrow().get(&id).copied().unwrap_or_default()
+    }
+
+    /// Gives a flow a mapping as if its packets had been seen; false where it has one, or where there is no room.
+    pub fn map(&self, flow: &FlowKey, mapping: &Mapping) -> bool {
+        self.mappings.add(flow, mapping) == Added::Yes
+    }
+
+    /// Every flow that is mapped, and its mapping.
+    pub fn mappings(&self) -> Vec<(FlowKey, Mapping)> {
+        self.mappings.all()
     }
 
     /// Remembers a flow as if its packets had been seen; false where there is no room.

@@ -10,7 +10,7 @@ use foobar_lb::{
 };
 
 /// Maps of the least size: the kernel makes nothing else of a program for large ones.
-const SMALL: Capacities = Capacities { slots: 1, backends: 1, flows: 2, half_open: 1 };
+const SMALL: Capacities = Capacities { slots: 1, backends: 1, flows: 2, half_open: 1, mappings: 1 };
 
 /// Loads each program, and forgets it.
 pub fn verify() -> Result<ExitCode> {

@@ -29,7 +29,8 @@ use self::{
 };
 
 /// Room for flows as it is by default, in foobar-lb's three maps and in the one of full tracking alike.
-const CAPACITIES: Capacities = Capacities { slots: 1 << 17, backends: 32, flows: 262_144, half_open: 65_536 };
+const CAPACITIES: Capacities =
+    Capacities { slots: 1 << 17, backends: 32, flows: 262_144, half_open: 65_536, mappings: 1 };
 
 /// Counts the connections that break when backends come and go, and the entries that keep them.
 #[derive(Parser)]

@@ -81,7 +81,8 @@ impl Place {
         let config = config::parse(CONFIG, "bench.toml")?;
         let slots = config.services.iter().map(|service| service.table_size).sum();
         let [flows, half_open] = [config.daemon.flows, config.daemon.half_open];
-        let mut bpf = Bpf::load(Capacities { slots, backends: BACKENDS, flows, half_open }, SEED)?;
+        let mut bpf =
+            Bpf::load(Capacities { slots, backends: BACKENDS, flows, half_open, mappings: 1 }, SEED)?;
         let image = render(config, interface);
         for step in plan::diff(&Image::default(), &image) {
             bpf.apply(&step)?;

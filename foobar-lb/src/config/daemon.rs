@@ -30,6 +30,8 @@ pub const DEFAULT_BACKENDS: u32 = 1 << 16;
 pub const DEFAULT_FLOWS: u32 = 1 << 18;
 /// Remembered flows that have only sent a SYN.
 pub const DEFAULT_HALF_OPEN: u32 = 1 << 16;
+/// Flows whose source is replaced.
+pub const DEFAULT_MAPPINGS: u32 = 1 << 18;
 /// Only where there is a `[metrics]` section.
 pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9466);
 
@@ -65,10 +67,13 @@ pub struct Daemon {
     pub flows: u32,
     /// Capacity in remembered flows that have only sent a SYN.
     pub half_open: u32,
+    /// Capacity in flows whose source is replaced.
+    pub mappings: u32,
 }
 
 pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
-    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends, flows, half_open } = section;
+    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends, flows, half_open, mappings } =
+        section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
     let pin_path = problems.read_or(pin_path, DEFAULT_PIN_PATH.into(), values::path);
@@ -80,6 +85,8 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
     let flows = problems.read_or(flows, DEFAULT_FLOWS, |&value| values::integer(value, "flows", FLOWS));
     let half_open =
         problems.read_or(half_open, DEFAULT_HALF_OPEN, |&value| values::integer(value, "half_open", FLOWS));
+    let mappings =
+        problems.read_or(mappings, DEFAULT_MAPPINGS, |&value| values::integer(value, "mappings", FLOWS));
     Some(Daemon {
         socket: socket?,
         state_path: state_path?,
@@ -89,6 +96,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         backends: backends?,
         flows: flows?,
         half_open: half_open?,
+        mappings: mappings?,
     })
 }
 

@@ -45,6 +45,7 @@ pub(super) struct Daemon {
     pub(super) backends: Number,
     pub(super) flows: Number,
     pub(super) half_open: Number,
+    pub(super) mappings: Number,
 }
 
 #[derive(Deserialize)]

@@ -48,9 +48,9 @@ impl Mappings {
     }
 
     /// Every flow and its mapping, in an order that does not depend on chance.
-    pub fn all(&self) -> Vec<(FlowKey, &Mapping)> {
+    pub fn all(&self) -> Vec<(FlowKey, Mapping)> {
         let index = self.index.borrow();
-        index.iter().filter_map(|(flow, place)| Some((*flow, self.mappings.get(*place)?))).collect()
+        index.iter().filter_map(|(flow, place)| Some((*flow, copy(self.mappings.get(*place)?)))).collect()
     }
 }
 

@@ -23,7 +23,7 @@ pub use self::scene::Scene;
 use crate::packet::{
     Arrival, hex, increase,
     way::Way,
-    world::{FLOWS, HALF_OPEN, SEED, routes},
+    world::{FLOWS, HALF_OPEN, MAPPINGS, SEED, routes},
 };
 
 /// Longer after boot than any flow is silent; nanoseconds.
@@ -68,7 +68,7 @@ pub struct Stage {
 impl Stage {
     /// All services of the image reach their backends this way.
     pub fn new(way: Way, image: Image) -> Self {
-        let mut twin = Twin::with_capacities(image.clone(), SEED, FLOWS, HALF_OPEN);
+        let mut twin = Twin::with_capacities(image.clone(), SEED, FLOWS, HALF_OPEN, MAPPINGS);
         twin.now = START;
         Self { way, image, twin, datagrams: Datagrams::default() }
     }

@@ -112,7 +112,7 @@ impl World {
         let mut world = Self {
             state,
             elapsed: Duration::ZERO,
-            twin: Twin::with_capacities(Image::default(), SEED, flows, half_open),
+            twin: Twin::with_capacities(Image::default(), SEED, flows, half_open, 0),
             broom: None,
             found: None,
             image: Image::default(),

@@ -2,13 +2,13 @@
 
 use foobar_lb::{image::Image, sweep::RememberedFlow, twin::Twin};
 use foobar_lb_ebpf::{
-    layout::{Count, Traffic},
+    layout::{Count, FlowKey, Mapping, Traffic},
     reason::{Reason, Verdict},
 };
 
 use super::{
     DataPath, list,
-    world::{FLOWS, HALF_OPEN, SEED, routes},
+    world::{FLOWS, HALF_OPEN, MAPPINGS, SEED, routes},
 };
 
 /// An arbitrary time, longer after boot than any flow is silent.
@@ -19,7 +19,7 @@ pub struct Host(Twin);
 
 impl Host {
     pub fn new(image: Image) -> Self {
-        let mut twin = Twin::with_capacities(image, SEED, FLOWS, HALF_OPEN);
+        let mut twin = Twin::with_capacities(image, SEED, FLOWS, HALF_OPEN, MAPPINGS);
         twin.now = NOW;
         Self(twin)
     }
@@ -36,6 +36,14 @@ impl DataPath for Host {
 
     fn remember(&mut self, flow: &RememberedFlow) -> bool {
         self.0.remember(flow)
+    }
+
+    fn map(&mut self, flow: &FlowKey, mapping: &Mapping) {
+        assert!(self.0.map(flow, mapping), "{flow:?} is mapped, or there is no room");
+    }
+
+    fn mappings(&mut self) -> Vec<(FlowKey, Mapping)> {
+        self.0.mappings()
     }
 
     fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict {

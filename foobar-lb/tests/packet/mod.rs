@@ -17,7 +17,7 @@ use foobar_lb::{
 };
 use foobar_lb_ebpf::{
     headers::Side,
-    layout::{Count, Endpoint, FlowKey, Remembered, TCP, Traffic, mapped, name},
+    layout::{Count, Endpoint, Entry, FlowKey, Mapping, Remembered, TCP, Traffic, mapped, name},
     reason::{Action, Reason, Verdict},
 };
 
@@ -32,6 +32,10 @@ pub trait DataPath {
     fn now(&self) -> u64;
     /// Remembers a flow; false where there is no room.
     fn remember(&mut self, flow: &RememberedFlow) -> bool;
+    /// Gives a flow a mapping.
+    fn map(&mut self, flow: &FlowKey, mapping: &Mapping);
+    /// All mappings, in any order.
+    fn mappings(&mut self) -> Vec<(FlowKey, Mapping)>;
     /// Hands it a frame that arrived on the interface with this index.
     fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict;
     /// All remembered flows, in any order.
@@ -76,6 +80,24 @@ pub struct Row {
     repicked: Option<u32>,
     /// Remembered afterwards.
     remembered: Vec<Memory>,
+    /// Mapped before.
+    mapped: Vec<Held>,
+    /// Mapped afterwards.
+    held: Vec<Held>,
+}
+
+/// A mapping of one direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    pub flow: FlowKey,
+    pub to: FlowKey,
+    /// It is the one from the backend to the client.
+    pub back: bool,
+    pub backend: u32,
+    /// Bits of `entry_state`.
+    pub state: u32,
+    /// How long this direction has been silent.
+    pub age: Duration,
 }
 
 /// A remembered flow.
@@ -88,6 +110,23 @@ pub struct Memory {
     pub state: u32,
     /// How long the flow has been silent.
     pub age: Duration,
+}
+
+impl Held {
+    /// As it was read at this moment of the data path's clock.
+    pub fn of(flow: FlowKey, mapping: &Mapping, now: u64) -> Self {
+        let Mapping { to, entry, back, .. } = mapping;
+        let Remembered { backend, state } = entry.load();
+        let age = Duration::from_nanos(now.saturating_sub(entry.seen()));
+        Self { flow, to: *to, back: *back != 0, backend, state, age }
+    }
+
+    /// As it is to be written at this moment.
+    pub fn mapping(&self, now: u64) -> Mapping {
+        let Self { to, back, backend, state, age, .. } = *self;
+        let entry = Entry::new(Remembered { backend, state }, now.saturating_sub(age.as_nanos() as u64));
+        Mapping { to, entry, mss: 0, back: back.into() }
+    }
 }
 
 impl Row {
@@ -107,6 +146,8 @@ impl Row {
             traffic: None,
             repicked: None,
             remembered: vec![],
+            mapped: vec![],
+            held: vec![],
         }
     }
 
@@ -189,6 +230,24 @@ impl Row {
         self
     }
 
+    /// Flows are mapped already.
+    pub fn mapped(mut self, held: impl IntoIterator<Item = Held>) -> Self {
+        self.mapped.extend(held);
+        self
+    }
+
+    /// One of the mappings of before is not there.
+    pub fn lacking(mut self, place: usize) -> Self {
+        self.mapped.remove(place);
+        self
+    }
+
+    /// Flows are mapped afterwards.
+    pub fn holding(mut self, held: impl IntoIterator<Item = Held>) -> Self {
+        self.held.extend(held);
+        self
+    }
+
     /// The flow leaves the backend that it is remembered on.
     pub fn repicking(self, backend: u32) -> Self {
         Self { repicked: Some(backend), ..self }
@@ -219,6 +278,9 @@ impl Row {
         expected.sort_by_key(|memory| (memory.map, memory.flow));
         actual.sort_by_key(|memory| (memory.map, memory.flow));
         expect("remembered flows", format!("{expected:?}"), format!("{actual:?}"));
+        let mut held = self.held.clone();
+        held.sort();
+        expect("mappings", format!("{held:?}"), format!("{:?}", mappings(path, before)));
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
@@ -232,6 +294,7 @@ impl Row {
             };
             assert!(path.remember(&flow), "{}: no room for {memory:?}", self.name);
         }
+        self.mapped.iter().for_each(|held| path.map(&held.flow, &held.mapping(now)));
         if let Some(map) = self.full {
             fill(path, map);
         }
@@ -322,6 +385,14 @@ pub fn memories(path: &mut impl DataPath, now: u64) -> Vec<Memory> {
     };
     let remembered = path.remembered().into_iter().filter(|flow| flow.flow.destination != FILLER);
     remembered.map(memory).collect()
+}
+
+/// Mappings in their order. What was seen after `now` is as young as can be.
+pub fn mappings(path: &mut impl DataPath, now: u64) -> Vec<Held> {
+    let mappings = path.mappings().into_iter();
+    let mut held: Vec<_> = mappings.map(|(flow, mapping)| Held::of(flow, &mapping, now)).collect();
+    held.sort();
+    held
 }
 
 /// All flows that are remembered; none if the maps changed meanwhile.

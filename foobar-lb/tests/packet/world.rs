@@ -26,6 +26,8 @@ pub const MTU: u32 = 1500;
 pub const FLOWS: u32 = 1024;
 /// Remembered flows that showed a SYN only.
 pub const HALF_OPEN: u32 = 1024;
+/// Flows that are mapped.
+pub const MAPPINGS: u32 = 64;
 /// Moves last as long, and so do remembered flows that are silent.
 pub const TRANSITION: Duration = Duration::from_secs(90);
 

@@ -25,7 +25,8 @@ use crate::{
 const FLOOD: u32 = 1 << 20;
 /// Clients that are meant well, and open a connection each.
 const CLIENTS: u32 = 1 << 10;
-const ROOM: Capacities = Capacities { slots: 1024, backends: 64, flows: 8_192, half_open: 16_384 };
+const ROOM: Capacities =
+    Capacities { slots: 1024, backends: 64, flows: 8_192, half_open: 16_384, mappings: 1 };
 const ROOM_OF_EACH: u32 = ROOM.flows / 2;
 
 const CLIENTS_NETWORK: [u8; 4] = [198, 18, 0, 0];

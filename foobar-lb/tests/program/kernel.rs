@@ -22,7 +22,7 @@ use foobar_lb::{
     sweep::{RememberedFlow, Store, monotonic},
 };
 use foobar_lb_ebpf::{
-    layout::{Count, Ends, FlowKey, FragmentKey, Traffic, name},
+    layout::{Count, Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Traffic, name},
     reason::{Reason, Verdict},
 };
 use nix::{
@@ -30,7 +30,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
-use zerocopy::{IntoBytes, transmute};
+use zerocopy::{FromBytes, IntoBytes, transmute};
 
 use crate::packet::{
     DataPath, list,
@@ -41,6 +41,7 @@ use crate::packet::{
 pub struct Kernel {
     pub bpf: Bpf,
     pub flows: FlowMaps,
+    mappings: HashMap<MapData, Key, [u8; size_of::<Mapping>()]>,
     datagrams: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<Ends>()]>,
     limit: PerCpuArray<MapData, [u64; 2]>,
     image: Image,
@@ -72,11 +73,13 @@ impl Kernel {
         build_network()?;
         let mut bpf = load().context("the program does not load")?;
         let flows = FlowMaps::open(&mut bpf)?;
+        let mappings = open_map(&mut bpf, name::MAPPINGS)?.context("it maps no flows")?;
+        let mappings = HashMap::try_from(Map::HashMap(mappings))?;
         let datagrams = open_map(&mut bpf, name::FRAGMENTS)?.context("it remembers no fragments")?;
         let limit = open_map(&mut bpf, name::LIMIT)?.context("it has no limit of complaints")?;
         let datagrams = HashMap::try_from(Map::LruHashMap(datagrams))?;
         let limit = PerCpuArray::try_from(Map::PerCpuArray(limit))?;
-        Ok(Self { bpf, flows, datagrams, limit, image: Image::default() })
+        Ok(Self { bpf, flows, mappings, datagrams, limit, image: Image::default() })
     }
 
     /// Puts these in the maps; what is remembered stays.
@@ -88,8 +91,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Forgets fragments, and how much was complained of late.
+    /// Forgets mappings, fragments, and how much was complained of late.
     fn forget_packets(&mut self) -> Result<()> {
+        let mapped: Vec<_> = self.mappings.keys().collect::<Result<_, _>>()?;
+        for flow in mapped {
+            self.mappings.remove(&flow)?;
+        }
         let known: Vec<_> = self.datagrams.keys().collect::<Result<_, _>>()?;
         for datagram in known {
             self.datagrams.remove(&datagram)?;
@@ -136,6 +143,19 @@ impl DataPath for Kernel {
 
     fn remember(&mut self, flow: &RememberedFlow) -> bool {
         self.flows.remember(flow)
+    }
+
+    fn map(&mut self, flow: &FlowKey, mapping: &Mapping) {
+        let key: Key = transmute!(*flow);
+        self.mappings.insert(key, to_bytes(mapping), 0).expect("there is room");
+    }
+
+    fn mappings(&mut self) -> Vec<(FlowKey, Mapping)> {
+        let read = |entry: Result<(Key, _), MapError>| {
+            let (flow, mapping) = entry.expect("the map is there");
+            (transmute!(flow), to_mapping(&mapping))
+        };
+        self.mappings.iter().map(read).collect()
     }
 
     fn run(&mut self, frame: &mut Vec<u8>, ingress: u32) -> Verdict {
@@ -200,6 +220,23 @@ impl FlowMaps {
     fn map(&mut self, flow: &RememberedFlow) -> &mut HashMap<MapData, Key, [u64; 2]> {
         self.0.get_mut(flow.map).expect("the program has this map")
     }
+}
+
+/// A mapping as the map has it.
+fn to_bytes(mapping: &Mapping) -> [u8; size_of::<Mapping>()] {
+    let Mapping { to, entry, mss, back } = mapping;
+    let words = [entry.load().to_word(), entry.seen()];
+    let parts = [to.as_bytes(), words.as_bytes(), mss.as_bytes(), back.as_bytes()];
+    parts.concat().try_into().expect("these are its parts")
+}
+
+fn to_mapping(bytes: &[u8; size_of::<Mapping>()]) -> Mapping {
+    let number = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let (to, rest) = FlowKey::read_from_prefix(bytes).expect("it begins with a flow");
+    let at = bytes.len() - rest.len();
+    let entry = Entry::new(Remembered::from_word(number(at)), number(at + 8));
+    let last = number(at + 16);
+    Mapping { to, entry, mss: last as u32, back: (last >> 32) as u32 }
 }
 
 /// A map of the program.

@@ -17,20 +17,21 @@ use anyhow::{Result, anyhow, ensure};
 use foobar_lb::{bpf::Capacities, image::Image};
 use kernel::Kernel;
 use packet::{
-    Arrival, DataPath, Memory,
+    Arrival, DataPath, Held, Memory,
     frame::ETHERNET,
     hex,
     host::Host,
-    increase, memories,
+    increase, mappings, memories,
     noise::{arrivals, images},
-    world::{FLOWS, HALF_OPEN},
+    world::{FLOWS, HALF_OPEN, MAPPINGS},
 };
 use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed, TestRunner},
 };
 
-const CAPACITIES: Capacities = Capacities { slots: 1024, backends: 64, flows: FLOWS, half_open: HALF_OPEN };
+const CAPACITIES: Capacities =
+    Capacities { slots: 1024, backends: 64, flows: FLOWS, half_open: HALF_OPEN, mappings: MAPPINGS };
 const COMPARISONS: u32 = 2_000;
 
 #[test]
@@ -80,5 +81,7 @@ fn tell(path: &mut impl DataPath, image: &Image, arrivals: &[Arrival]) -> Vec<St
     let mut memories = memories(path, now);
     memories.sort_by_key(|memory| (memory.map, memory.flow));
     told.extend(memories.into_iter().map(|memory| format!("{:?}", Memory { age: Duration::ZERO, ..memory })));
+    let mappings = mappings(path, now).into_iter();
+    told.extend(mappings.map(|held| format!("{:?}", Held { age: Duration::ZERO, ..held })));
     told
 }

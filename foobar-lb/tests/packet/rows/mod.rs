@@ -15,6 +15,7 @@ mod refuse;
 mod remember;
 mod reply;
 mod reset;
+mod snat;
 mod tunnel;
 mod ways;
 
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Row> {
         announce::rows(),
         remember::rows(),
         affinity::rows(),
+        snat::rows(),
     ]
     .concat()
 }
