@@ -7,8 +7,6 @@
 #[cfg(target_arch = "bpf")]
 mod arrived;
 #[cfg(target_arch = "bpf")]
-mod host;
-#[cfg(target_arch = "bpf")]
 mod shell;
 
 #[cfg(not(target_arch = "bpf"))]

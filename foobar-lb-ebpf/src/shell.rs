@@ -2,9 +2,12 @@
 //! those of remembered flows. These, and the program itself, are left to the two that share it, `main.rs` and
 //! `full_tracking.rs`.
 
+mod functions;
+mod host;
+
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
-    helpers::{bpf_fib_lookup, bpf_ktime_get_ns, bpf_redirect},
+    bindings::{xdp_action, xdp_md},
+    helpers::{bpf_ktime_get_ns, bpf_redirect},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     programs::XdpContext,
@@ -12,22 +15,20 @@ use aya_ebpf::{
 use foobar_lb_ebpf::{
     balance::{self, Decision},
     complain::{self, Limit},
-    conntrack,
     flow::{HashKey, Kind},
     forward::{Hop, Question},
-    headers::{Macs, Side},
-    ip::Family,
+    headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        NO_BACKEND, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Reply,
+        Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
     reason::{Reason, Verdict},
-    snat::{self, Added, Claim},
+    snat::{Added, Claim},
     tables::Tables,
     word::Word,
 };
 
-use crate::{arrived::Arrived, host, kernel::Flows};
+use crate::{arrived::Arrived, kernel::Flows};
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_NOEXIST: u64 = 1;
@@ -102,13 +103,16 @@ fn to_word(decision: &Decision) -> u64 {
         Decision::Verdict(Verdict::Pass) => with(xdp_action::XDP_PASS, 0),
         Decision::Verdict(Verdict::Drop) => with(xdp_action::XDP_DROP, 0),
         Decision::Verdict(Verdict::Transmit) => with(xdp_action::XDP_TX, 0),
-        // SAFETY: a helper without preconditions.
-        Decision::Verdict(Verdict::Redirect(interface)) => {
-            with(unsafe { bpf_redirect(interface, 0) as u32 }, 0)
-        }
+        Decision::Verdict(Verdict::Redirect(interface)) => with(redirect(interface), 0),
         Decision::Open(backend) => with(OPEN, backend),
         Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
     }
+}
+
+#[inline(always)]
+fn redirect(interface: u32) -> u32 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_redirect(interface, 0) as u32 }
 }
 
 // What follows is long, or rarely needed. As functions of their own, with C's calling convention and names for the
@@ -134,40 +138,6 @@ extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
     }
 }
 
-/// [`snat::renew`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn renew(flow: *const FlowKey, kind: u32, idle: u64) -> u32 {
-    let tables = Maps { context: core::ptr::null_mut() };
-    // SAFETY: null, or what the caller lends.
-    let flow = unsafe { flow.as_ref() };
-    flow.is_some_and(|flow| snat::renew(&tables, flow, Kind::from_word(kind), idle)).into()
-}
-
-/// [`snat::take`]; `choice` is the backend and, above it, the attempt.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn take(flow: *const FlowKey, choice: u64, mss: u32, hash: u64) -> u32 {
-    let tables = Maps { context: core::ptr::null_mut() };
-    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss, hash };
-    // SAFETY: null, or what the caller lends.
-    match unsafe { flow.as_ref() } {
-        Some(flow) => snat::take(&tables, flow, claim) as u32,
-        None => Added::NoRoom as u32,
-    }
-}
-
-/// [`snat::is_free`]; `choice` as in `take`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn is_free(context: *mut xdp_md, flow: *const FlowKey, choice: u64, hash: u64) -> u32 {
-    let tables = Maps { context };
-    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss: 0, hash };
-    // SAFETY: null, or what the caller lends.
-    let flow = unsafe { flow.as_ref() };
-    flow.is_some_and(|flow| snat::is_free(&tables, flow, claim)).into()
-}
-
 /// What senders are told of.
 const COMPLAINTS: [Reason; 6] =
     [Reason::HopLimit, Reason::TooBig, Reason::Rejected, Reason::Unmapped, Reason::NoPort, Reason::NotMapped];
@@ -183,52 +153,6 @@ extern "C" fn complain(context: *mut xdp_md, reason: u32, mtu: u32) -> u32 {
     match complain::complain(&mut Arrived(&context), &tables, reason, mtu) {
         Verdict::Transmit => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
-    }
-}
-
-/// [`conntrack::follow`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) -> u32 {
-    // SAFETY: null, or the flow that the caller lends.
-    match unsafe { flow.as_ref() } {
-        Some(flow) => {
-            // It asks for no more than maps and the time.
-            let tables = Maps { context: core::ptr::null_mut() };
-            conntrack::follow(&tables, flow, Kind::from_word(kind), Slot::from_word(slot), idle)
-        }
-        None => NO_BACKEND,
-    }
-}
-
-/// Asks the kernel for a way; `packet` is the ingress and, above it, the length, the protocol and whether it may be
-/// fragmented. 0: `hop` has the answer; else a reason and one more.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn route(
-    context: *mut xdp_md,
-    source: *const Address,
-    destination: *const Address,
-    packet: u64,
-    hop: *mut Hop,
-) -> u32 {
-    // SAFETY: null, or what the caller lends.
-    let (Some(source), Some(destination), Some(hop)) =
-        (unsafe { (source.as_ref(), destination.as_ref(), hop.as_mut()) })
-    else {
-        return Reason::NoRoute as u32 + 1;
-    };
-    let question = Question {
-        ingress: packet as u32,
-        length: (packet >> 32) as u16,
-        protocol: (packet >> 48) as u8,
-        may_fragment: packet >> 56 != 0,
-        source,
-        destination,
-    };
-    match ask(context, &question, hop) {
-        Ok(()) => 0,
-        Err(reason) => reason as u32 + 1,
     }
 }
 
@@ -345,15 +269,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
-        let Question { ingress, protocol, length, may_fragment, source, destination } = *question;
-        let packet = u64::from(may_fragment) << 56
-            | u64::from(protocol) << 48
-            | u64::from(length) << 32
-            | u64::from(ingress);
-        match route(self.context, source, destination, packet, hop) {
-            0 => Ok(()),
-            code => Err(refusal(code)),
-        }
+        host::find_way(self.context, question, hop)
     }
 
     #[inline(always)]
@@ -364,22 +280,22 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn follow(&self, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32 {
-        follow(flow, kind.to_word(), slot.to_word(), idle)
+        functions::follow(flow, kind.to_word(), slot.to_word(), idle)
     }
 
     #[inline(always)]
     fn renew(&self, flow: &FlowKey, kind: Kind, idle: u64) -> bool {
-        renew(flow, kind.to_word(), idle) != 0
+        functions::renew(flow, kind.to_word(), idle) != 0
     }
 
     #[inline(always)]
     fn is_free(&self, flow: &FlowKey, claim: Claim) -> bool {
-        is_free(self.context, flow, choice(&claim), claim.hash) != 0
+        functions::is_free(self.context, flow, functions::choice(&claim), claim.hash) != 0
     }
 
     #[inline(always)]
     fn take(&self, flow: &FlowKey, claim: Claim) -> Added {
-        match take(flow, choice(&claim), claim.mss, claim.hash) {
+        match functions::take(flow, functions::choice(&claim), claim.mss, claim.hash) {
             code if code == Added::Yes as u32 => Added::Yes,
             code if code == Added::Taken as u32 => Added::Taken,
             _ => Added::NoRoom,
@@ -436,85 +352,6 @@ impl Maps {
             aya_log_ebpf::debug!(&context, "dropped {} bytes: {}", bytes, reason.name());
         }
     }
-}
-
-/// Asks the kernel.
-#[inline(always)]
-fn ask(context: *mut xdp_md, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
-    use aya_ebpf::bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED as FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED as FWD_DISABLED,
-        BPF_FIB_LKUP_RET_NO_NEIGH as NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS as SUCCESS,
-        BPF_FIB_LKUP_RET_UNSUPP_LWT as UNSUPP_LWT,
-    };
-    let mut lookup = lookup(question);
-    let size = size_of::<FibLookup>() as i32;
-    // SAFETY: the context is the program's own, and the size is that of the structure.
-    let answer = unsafe { bpf_fib_lookup(context.cast(), &raw mut lookup.0, size, 0) };
-    // What the answers mean is said in linux/bpf.h.
-    match answer as u32 {
-        SUCCESS if (Maps { context }).interface(lookup.0.ifindex).is_some() => {
-            *hop = Hop { interface: lookup.0.ifindex, macs: macs(&lookup.0) };
-            Ok(())
-        }
-        SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(()),
-        FRAG_NEEDED if question.may_fragment => Ok(()),
-        FRAG_NEEDED => Err(Reason::ReplyTooBig),
-        FWD_DISABLED => Err(Reason::ForwardingOff),
-        _ => Err(Reason::NoRoute),
-    }
-}
-
-/// The reason of a code of `route`.
-#[inline(always)]
-fn refusal(code: u32) -> Reason {
-    let refusals = [Reason::ReplyTooBig, Reason::ForwardingOff];
-    refusals.into_iter().find(|reason| *reason as u32 + 1 == code).unwrap_or(Reason::NoRoute)
-}
-
-#[inline(always)]
-fn lookup(question: &Question<'_>) -> Aligned<FibLookup> {
-    const AF_INET: u8 = 2;
-    const AF_INET6: u8 = 10;
-    // SAFETY: all zeros are a valid value of the structure.
-    let mut aligned: Aligned<FibLookup> = unsafe { core::mem::zeroed() };
-    let lookup = &mut aligned.0;
-    let Question { source, destination, .. } = *question;
-    match Family::of(destination) {
-        Family::V4 => {
-            lookup.family = AF_INET;
-            lookup.__bindgen_anon_3.ipv4_src = last_word(source);
-            lookup.__bindgen_anon_4.ipv4_dst = last_word(destination);
-        }
-        Family::V6 => {
-            lookup.family = AF_INET6;
-            lookup.__bindgen_anon_3.ipv6_src = zerocopy::transmute!(*source);
-            lookup.__bindgen_anon_4.ipv6_dst = zerocopy::transmute!(*destination);
-        }
-    }
-    lookup.l4_protocol = question.protocol;
-    lookup.__bindgen_anon_1.tot_len = question.length;
-    lookup.ifindex = question.ingress;
-    aligned
-}
-
-#[inline(always)]
-fn choice(claim: &Claim) -> u64 {
-    u64::from(claim.attempt) << 32 | u64::from(claim.backend)
-}
-
-/// The MAC addresses that the kernel found, at the end of its answer. They are taken out of whole words: the second is
-/// at an offset at which the verifier lets nobody load four bytes of the stack.
-#[inline(always)]
-fn macs(answer: &FibLookup) -> Macs {
-    // SAFETY: it has the size of eight words and no padding.
-    let [.., before, last]: [u64; 8] = unsafe { core::mem::transmute_copy(answer) };
-    Macs { source: before >> 32 | (last & 0xffff) << 32, destination: last >> 16 }
-}
-
-#[inline(always)]
-fn last_word(address: &Address) -> u32 {
-    let words: [u32; 4] = zerocopy::transmute!(*address);
-    words[3]
 }
 
 #[panic_handler]

@@ -1,0 +1,66 @@
+//! What loops over maps, as functions of their own: see `decide` in `shell.rs` for why.
+
+use aya_ebpf::bindings::xdp_md;
+use foobar_lb_ebpf::{
+    conntrack,
+    flow::Kind,
+    layout::{FlowKey, NO_BACKEND, Slot},
+    snat::{self, Added, Claim},
+};
+
+use super::Maps;
+
+/// [`snat::renew`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn renew(flow: *const FlowKey, kind: u32, idle: u64) -> u32 {
+    let tables = Maps { context: core::ptr::null_mut() };
+    // SAFETY: null, or what the caller lends.
+    let flow = unsafe { flow.as_ref() };
+    flow.is_some_and(|flow| snat::renew(&tables, flow, Kind::from_word(kind), idle)).into()
+}
+
+/// [`snat::take`]; `choice` is the backend and, above it, the attempt.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take(flow: *const FlowKey, choice: u64, mss: u32, hash: u64) -> u32 {
+    let tables = Maps { context: core::ptr::null_mut() };
+    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss, hash };
+    // SAFETY: null, or what the caller lends.
+    match unsafe { flow.as_ref() } {
+        Some(flow) => snat::take(&tables, flow, claim) as u32,
+        None => Added::NoRoom as u32,
+    }
+}
+
+/// [`snat::is_free`]; `choice` as in `take`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_free(context: *mut xdp_md, flow: *const FlowKey, choice: u64, hash: u64) -> u32 {
+    let tables = Maps { context };
+    let claim = Claim { backend: choice as u32, attempt: (choice >> 32) as u32, mss: 0, hash };
+    // SAFETY: null, or what the caller lends.
+    let flow = unsafe { flow.as_ref() };
+    flow.is_some_and(|flow| snat::is_free(&tables, flow, claim)).into()
+}
+
+/// [`conntrack::follow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) -> u32 {
+    // SAFETY: null, or the flow that the caller lends.
+    match unsafe { flow.as_ref() } {
+        Some(flow) => {
+            // It asks for no more than maps and the time.
+            let tables = Maps { context: core::ptr::null_mut() };
+            conntrack::follow(&tables, flow, Kind::from_word(kind), Slot::from_word(slot), idle)
+        }
+        None => NO_BACKEND,
+    }
+}
+
+/// What a claim is for, as `take` and `is_free` want it.
+#[inline(always)]
+pub fn choice(claim: &Claim) -> u64 {
+    u64::from(claim.attempt) << 32 | u64::from(claim.backend)
+}
