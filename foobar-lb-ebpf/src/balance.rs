@@ -15,6 +15,7 @@ use crate::{
     },
     mss, nat64,
     packet::{Frame, Packet},
+    quic,
     reason::{Action, Reason, Verdict},
     snat,
     tables::Tables,
@@ -113,7 +114,7 @@ fn try_balance<P: Packet, T: Tables>(
     }
     let mut hop = Hop::default();
     let Translation { means, mss, backend, remark } = match find_service(parsed, tables) {
-        Some(service) => translate_request(parsed, service, is_open, tables, &mut hop)?,
+        Some(service) => translate_request(packet, parsed, service, is_open, tables, &mut hop)?,
         None => translate_answer(parsed, ingress, tables, &mut hop)?,
     };
     fragment::remember_ports(parsed, tables);
@@ -194,7 +195,8 @@ fn find_service<'t, T: Tables>(parsed: &Parsed, tables: &'t T) -> Option<&'t Ser
 
 /// A client's packet, or an ICMP error about what the client was sent, goes to a backend.
 #[inline(always)]
-fn translate_request<'t, T: Tables>(
+fn translate_request<'t, P: Packet, T: Tables>(
+    packet: &mut P,
     parsed: &mut Parsed,
     service: &Service,
     is_open: bool,
@@ -207,10 +209,11 @@ fn translate_request<'t, T: Tables>(
     {
         return Ok(translate_mapped(parsed, service, mapping, tables, hop)?);
     }
+    let named = quic::find_backend(packet, parsed, service, tables);
     let (hash, id) = if service.has_affinity() {
-        select_backend(&service.common(&parsed.flow), parsed.kind.of_source(), service, tables)?
+        select_backend(&service.common(&parsed.flow), parsed.kind.of_source(), named, service, tables)?
     } else {
-        select_backend(&parsed.flow, parsed.kind, service, tables)?
+        select_backend(&parsed.flow, parsed.kind, named, service, tables)?
     };
     let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
     let past = shares_subnet(&parsed.flow.source.address, backend);
@@ -328,15 +331,20 @@ fn check_hops(parsed: &Parsed) -> Result<(), Reason> {
     if parsed.ip.hops <= 1 { Err(Reason::HopLimit) } else { Ok(()) }
 }
 
-/// Flow -> slot -> owner; remembered flows matter only where the slot says so. The flow's hash, and the backend.
+/// Flow -> slot -> owner; remembered flows matter only where the slot says so, and nothing of this where the packet has
+/// named its backend. The flow's hash, and the backend.
 #[inline(always)]
 fn select_backend<T: Tables>(
     flow: &FlowKey,
     kind: Kind,
+    named: u32,
     service: &Service,
     tables: &T,
 ) -> Result<(u64, u32), Reason> {
     let hash = hash(tables.hash_key(), flow);
+    if named != NO_BACKEND {
+        return Ok((hash, named));
+    }
     let index = service.first_slot + reduce(hash, service.slots);
     let slot = tables.slot(index).ok_or(Reason::NoBackend)?;
     let is_settled = slot.previous == SETTLED || service.mode == mode::SNAT;

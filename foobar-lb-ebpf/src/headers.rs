@@ -28,7 +28,20 @@ macro_rules! headers {
 }
 
 headers!(
-    Ethernet, ArpHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr, Icmp, Ports, LinkOption, Target, Extension, Word
+    Ethernet,
+    ArpHdr,
+    Ipv4Hdr,
+    Ipv6Hdr,
+    TcpHdr,
+    UdpHdr,
+    Icmp,
+    Ports,
+    LinkOption,
+    Target,
+    Extension,
+    Word,
+    LongHeader,
+    ConnectionId
 );
 
 /// An Ethernet header; that of network-types asks for alignment 2.
@@ -146,6 +159,28 @@ pub struct Extension {
     pub offset: [u8; 2],
     /// Of a fragment header: the datagram it is a part of.
     pub id: [u8; 4],
+}
+
+/// What QUIC packets with a long header begin with (RFC 8999, 5.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LongHeader {
+    /// Its highest bit is set.
+    pub first: u8,
+    /// Version of QUIC.
+    pub version: [u8; 4],
+    /// Bytes of the destination connection id, which follows.
+    pub length: u8,
+}
+
+/// As much of a QUIC connection id as may say where it is to be routed, and what follows a shorter one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionId {
+    /// Config rotation bits, and five others.
+    pub first: u8,
+    /// Begins with the server id.
+    pub rest: [u8; 16],
 }
 
 /// Four bytes of anything.

@@ -3,10 +3,14 @@
 //! there is one address type and one path. Deriving `IntoBytes` refuses a type with hidden padding.
 
 mod flows;
+mod quic;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state};
+pub use self::{
+    flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state},
+    quic::{Quic, ServerId},
+};
 
 /// Names of the maps and of the globals in the BPF object.
 pub mod name {
@@ -41,6 +45,8 @@ pub mod name {
     pub const SOURCES: &str = "SOURCES";
     /// [`FlowKey`](super::FlowKey) -> [`Mapping`](super::Mapping); hash, refuses when full.
     pub const MAPPINGS: &str = "MAPPINGS";
+    /// [`ServerId`](super::ServerId) -> backend id; hash.
+    pub const SERVER_IDS: &str = "SERVER_IDS";
     /// [`FragmentKey`](super::FragmentKey) -> [`Ends`](super::Ends); LRU of datagrams whose first fragment was seen.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// 0 -> [`Limit`](crate::complain::Limit); per-CPU array.
@@ -67,6 +73,8 @@ pub mod capacity {
     pub const ADDRESSES: u32 = 32_768;
     /// Prefixes of direct clients of all services together.
     pub const DIRECT: u32 = 16_384;
+    /// Server ids of backends, twice as many as backends: while the ids of all change, there are old and new ones.
+    pub const SERVER_IDS: u32 = 2 * BACKENDS;
     /// Attached interfaces.
     pub const INTERFACES: u32 = 256;
     /// Remembered flows that showed a SYN only.
@@ -173,6 +181,8 @@ pub struct Service {
     /// Bits of a client's address that all of its flows, and those of its neighbours, have in common and share a
     /// backend by; none: every flow has its own.
     pub affinity: Address,
+    /// How the connection ids of its QUIC packets name its backends.
+    pub quic: Quic,
 }
 
 impl Service {
@@ -404,6 +414,6 @@ mod tests {
     #[test]
     fn a_backend_fits_one_cache_line() {
         assert!(size_of::<Backend>() == 64);
-        assert_eq!(size_of::<Service>(), 40);
+        assert_eq!(size_of::<Service>(), 48);
     }
 }

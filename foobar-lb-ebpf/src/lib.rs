@@ -25,6 +25,7 @@ pub mod layout;
 pub mod mss;
 pub mod nat64;
 pub mod packet;
+pub mod quic;
 pub mod reason;
 pub mod reset;
 pub mod snat;

@@ -19,9 +19,10 @@ use foobar_lb_ebpf::{
     forward::{Hop, Question},
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Reply,
-        Service, Slot, Sources, Traffic, Tunnel, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic,
+        Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
+    packet::Packet,
     reason::{Reason, Verdict},
     snat::{Added, Claim},
     tables::Tables,
@@ -52,6 +53,9 @@ static TUNNELS: Array<Tunnel> = Array::with_max_entries(capacity::BACKENDS, 0);
 static SOURCES: Array<Sources> = Array::with_max_entries(capacity::BACKENDS, 0);
 #[map]
 static MAPPINGS: HashMap<FlowKey, Mapping> = HashMap::with_max_entries(capacity::MAPPINGS, BPF_F_NO_PREALLOC);
+#[map]
+static SERVER_IDS: HashMap<ServerId, u32> =
+    HashMap::with_max_entries(capacity::SERVER_IDS, BPF_F_NO_PREALLOC);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Ends> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map]
@@ -214,6 +218,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn named(&self, server: &ServerId) -> Option<u32> {
+        // SAFETY: as for `service`.
+        unsafe { SERVER_IDS.get(server) }.copied()
+    }
+
+    #[inline(always)]
     fn tunnel(&self, backend: u32) -> Option<&Tunnel> {
         TUNNELS.get(backend)
     }
@@ -276,6 +286,11 @@ impl Tables for Maps {
     fn now(&self) -> u64 {
         // SAFETY: a helper without preconditions.
         unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn named_backend<P: Packet>(&self, _: &mut P, udp: u32, quic: Quic) -> u32 {
+        functions::named_backend(self.context, udp, quic.to_word())
     }
 
     #[inline(always)]

@@ -6,9 +6,11 @@ use crate::{
     forward::{Hop, Question},
     headers::Side,
     layout::{
-        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Reply, Service, Slot,
-        Sources, Tunnel,
+        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic, Reply, ServerId,
+        Service, Slot, Sources, Tunnel,
     },
+    packet::Packet,
+    quic,
     reason::Reason,
     snat::{self, Added, Claim},
 };
@@ -34,6 +36,8 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// A backend.
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// The backend with this server id.
+    fn named(&self, server: &ServerId) -> Option<u32>;
     /// The outer headers of packets to a backend.
     fn tunnel(&self, backend: u32) -> Option<&Tunnel>;
     /// Where packets to a backend may come from when their source is replaced.
@@ -68,7 +72,16 @@ pub trait Tables {
     /// Counts a remembered flow that leaves its backend, which does not serve any more.
     fn count_repicked(&self, backend: u32);
 
-    /// The backend of a packet whose slot is not settled. The kernel has this as a function of its own.
+    /// [`quic::named_backend`]. The kernel has this, and the next, as a function of its own.
+    #[inline(always)]
+    fn named_backend<P: Packet>(&self, packet: &mut P, udp: u32, quic: Quic) -> u32
+    where
+        Self: Sized,
+    {
+        quic::named_backend(&packet.frame(), self, udp, quic)
+    }
+
+    /// The backend of a packet whose slot is not settled.
     #[inline(always)]
     fn follow(&self, flow: &FlowKey, kind: Kind, slot: Slot, idle: u64) -> u32
     where

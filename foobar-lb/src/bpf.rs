@@ -26,8 +26,8 @@ pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, Service, Slot, Sources, Traffic,
-        Tunnel, name,
+        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, ServerId, Service, Slot, Sources,
+        Traffic, Tunnel, name,
     },
     reason::Reason,
 };
@@ -125,6 +125,7 @@ pub struct Bpf {
     replies: Words<ENDPOINT, { size_of::<Reply>() }>,
     addresses: HashMap<MapData, [u8; size_of::<Address>()], u32>,
     interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
+    server_ids: HashMap<MapData, [u8; size_of::<ServerId>()], u32>,
     direct: LpmTrie<MapData, [u8; size_of::<DirectKey>()], u32>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
@@ -155,7 +156,8 @@ impl Bpf {
             .map_max_entries(name::SOURCES, capacities.backends)
             .map_max_entries(name::MAPPINGS, 2 * capacities.mappings)
             .map_max_entries(name::TRAFFIC, capacities.backends)
-            .map_max_entries(name::REPLIES, capacities.backends);
+            .map_max_entries(name::REPLIES, capacities.backends)
+            .map_max_entries(name::SERVER_IDS, 2 * capacities.backends);
         for (map, flows) in flows::capacities(capacities) {
             loader.map_max_entries(map, flows);
         }
@@ -167,6 +169,7 @@ impl Bpf {
             replies: take(&mut ebpf, name::REPLIES)?,
             addresses: take(&mut ebpf, name::ADDRESSES)?,
             interfaces: take(&mut ebpf, name::INTERFACES)?,
+            server_ids: take(&mut ebpf, name::SERVER_IDS)?,
             direct: take(&mut ebpf, name::DIRECT)?,
             backends: take(&mut ebpf, name::BACKENDS)?,
             tunnels: take(&mut ebpf, name::TUNNELS)?,
@@ -205,6 +208,9 @@ impl Bpf {
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
             Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
             Step::PutSources(id, sources) => self.set_sources(*id, transmute!(*sources)),
+            Step::PutServerId(server, id) => {
+                put(&mut self.server_ids, transmute!(*server), *id, name::SERVER_IDS)
+            }
             Step::PutDirect((key, bits), value) => self
                 .direct
                 .insert(&Key::new(*bits, transmute!(*key)), value, 0)
@@ -232,6 +238,9 @@ impl Bpf {
             Step::RemoveDirect((key, bits)) => {
                 let removed = self.direct.remove(&Key::new(*bits, transmute!(*key)));
                 unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
+            }
+            Step::RemoveServerId(server) => {
+                remove(&mut self.server_ids, transmute!(*server), name::SERVER_IDS)
             }
             Step::RemoveTunnel(id) => self.set_tunnel(*id, [0; size_of::<Tunnel>()]),
             Step::RemoveSources(id) => self.set_sources(*id, [0; size_of::<Sources>()]),

@@ -8,8 +8,8 @@ use std::{
 };
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, Reply, SETTLED,
-    Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
+    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, Quic, Reply, SETTLED,
+    ServerId, Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
 };
 
 use crate::{model::Protocol, plan::Step};
@@ -28,6 +28,8 @@ pub struct Image {
     pub tunnels: BTreeMap<u32, Tunnel>,
     /// Where packets to backends come from whose source is replaced, by id.
     pub sources: BTreeMap<u32, Sources>,
+    /// Server ids of QUIC connection ids, and the ids of the backends they name.
+    pub server_ids: BTreeMap<ServerId, u32>,
     /// Prefixes of direct clients.
     pub direct: BTreeMap<DirectPrefix, u32>,
     /// Backends' ends and what packets from them are rewritten to.
@@ -48,6 +50,7 @@ impl Image {
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
             Step::PutSources(id, sources) => drop(self.sources.insert(*id, *sources)),
+            Step::PutServerId(server, id) => drop(self.server_ids.insert(*server, *id)),
             Step::PutDirect(prefix, value) => drop(self.direct.insert(*prefix, *value)),
             Step::PutReply(end, reply) => drop(self.replies.insert(*end, *reply)),
             Step::PutAddress(address, flags) => drop(self.addresses.insert(*address, *flags)),
@@ -57,6 +60,7 @@ impl Image {
             Step::RemoveTable(first) => drop(self.tables.remove(first)),
             Step::RemoveAddress(address) => drop(self.addresses.remove(address)),
             Step::RemoveReply(end) => drop(self.replies.remove(end)),
+            Step::RemoveServerId(server) => drop(self.server_ids.remove(server)),
             Step::RemoveDirect(prefix) => drop(self.direct.remove(prefix)),
             Step::RemoveSources(id) => drop(self.sources.remove(id)),
             Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
@@ -107,10 +111,11 @@ impl fmt::Display for Image {
             writeln!(f, "address {}:{}", Ip(address), AddressFlags(*flags))?;
         }
         for (end, service) in &self.services {
-            let Service { first_slot, slots, idle, mode, mss, affinity } = service;
+            let Service { first_slot, slots, idle, mode, mss, affinity, quic } = service;
             let idle = std::time::Duration::from_nanos(*idle);
             write!(f, "service {}: {}, ", End(end), mode_name(*mode))?;
-            writeln!(f, "slots {first_slot}+{slots}, idle {idle:?}{}{}", Mss(*mss), Affinity(affinity))?;
+            write!(f, "slots {first_slot}+{slots}, idle {idle:?}")?;
+            writeln!(f, "{}{}{}", Mss(*mss), Affinity(affinity), ConnectionIds(*quic))?;
             if let Some(table) = self.tables.get(first_slot) {
                 write_table(f, table)?;
             }
@@ -124,6 +129,11 @@ impl fmt::Display for Image {
         }
         for (id, sources) in &self.sources {
             writeln!(f, "sources of packets to backend {id}: {}", From(sources))?;
+        }
+        for (ServerId { list, length, id }, backend) in &self.server_ids {
+            write!(f, "quic list {list}: ")?;
+            id.iter().take(*length as usize).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+            writeln!(f, " is backend {backend}")?;
         }
         for (end, reply) in &self.replies {
             write!(f, "reply {}: as {}, backend {}", End(end), End(&reply.service), reply.backend)?;
@@ -238,6 +248,20 @@ impl fmt::Display for From<'_> {
             write!(f, "{} ", Ip(address))?;
         }
         write!(f, "ports {first_port}+{ports}")
+    }
+}
+
+/// What connection ids look like, if they name backends.
+struct ConnectionIds(Quic);
+
+impl fmt::Display for ConnectionIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Quic { list: 0, .. } => Ok(()),
+            Quic { list, length, rotation } => {
+                write!(f, ", quic list {list} of {length} bytes, rotation {rotation}")
+            }
+        }
     }
 }
 

@@ -89,6 +89,16 @@ impl fmt::Display for Affinity {
     }
 }
 
+/// What the connection ids look like that the servers of a service issue, and by which they are told apart
+/// (draft-ietf-quic-load-balancers, without a key).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quic {
+    /// Bytes of a server id, 1..=15.
+    pub server_id_length: u8,
+    /// The first three bits of a connection id, 0..=6.
+    pub config_rotation: u8,
+}
+
 /// The largest segment that TCP connections of a service may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mss {
@@ -172,6 +182,8 @@ pub struct Service {
     pub mode: Mode,
     /// Which flows share a backend.
     pub affinity: Affinity,
+    /// How its QUIC connection ids name its backends, if they do.
+    pub quic: Option<Quic>,
     /// Slots of its Maglev table; a prime.
     pub table_size: u32,
     /// How long a slot that changed its owner still honours the previous one.
@@ -209,6 +221,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// Its share of new flows relative to its siblings, 0..=1000; 0 drains.
     pub weight: u16,
+    /// The server id in its QUIC connection ids, where the service has such; unique within the service.
+    pub quic_id: Option<Vec<u8>>,
 }
 
 /// The operator's word about a backend.

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use foobar_lb_ebpf::layout::{Address, Backend, Endpoint, Interface, Reply, Service, Slot, Sources, Tunnel};
+use foobar_lb_ebpf::layout::{
+    Address, Backend, Endpoint, Interface, Reply, ServerId, Service, Slot, Sources, Tunnel,
+};
 
 use crate::image::{DirectPrefix, Image};
 
@@ -16,6 +18,7 @@ pub enum Step {
     PutTunnel(u32, Tunnel),
     PutSources(u32, Sources),
     PutBackend(u32, Backend),
+    PutServerId(ServerId, u32),
     PutDirect(DirectPrefix, u32),
     PutReply(Endpoint, Reply),
     /// Stores a run of slots of the table that begins at slot `table` of the arena, from its `place` on.
@@ -31,6 +34,7 @@ pub enum Step {
     RemoveTable(u32),
     RemoveReply(Endpoint),
     RemoveDirect(DirectPrefix),
+    RemoveServerId(ServerId),
     RemoveBackend(u32),
     RemoveTunnel(u32),
     RemoveSources(u32),
@@ -44,6 +48,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
     put(&mut steps, &current.sources, &wanted.sources, Step::PutSources);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
+    put(&mut steps, &current.server_ids, &wanted.server_ids, Step::PutServerId);
     put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
     put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
     for (first, slots) in &wanted.tables {
@@ -58,6 +63,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.tables, &wanted.tables, Step::RemoveTable);
     remove(&mut steps, &current.replies, &wanted.replies, Step::RemoveReply);
     remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
+    remove(&mut steps, &current.server_ids, &wanted.server_ids, Step::RemoveServerId);
     remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
     remove(&mut steps, &current.tunnels, &wanted.tunnels, Step::RemoveTunnel);
     remove(&mut steps, &current.sources, &wanted.sources, Step::RemoveSources);
@@ -102,7 +108,7 @@ fn store(steps: &mut Vec<Step>, table: u32, before: &[Slot], after: &[Slot]) {
 
 #[cfg(test)]
 mod tests {
-    use foobar_lb_ebpf::layout::{NO_ADDRESS, NO_BACKEND, NextHop, TCP, mapped, mode};
+    use foobar_lb_ebpf::layout::{NO_ADDRESS, NO_BACKEND, NextHop, Quic, TCP, mapped, mode};
     use proptest::prelude::*;
 
     use super::*;
@@ -129,6 +135,8 @@ mod tests {
                     image.backends.insert(id(host), backend(host));
                     let reply = Reply { service, backend: id(host), direct: 0, mss: 0, pad: 0 };
                     image.replies.insert(end(host + number * 10), reply);
+                    let server = ServerId { list: u32::from(number) + 1, length: 1, id: [host % 3; 16] };
+                    image.server_ids.insert(server, id(host));
                 }
                 let owner = |owner: &usize| Slot::settled(id(backends[owner % backends.len()]));
                 image.tables.insert(first, owners.iter().map(owner).collect());
@@ -142,6 +150,7 @@ mod tests {
                         mode: mode::NAT,
                         mss: 0,
                         affinity: NO_ADDRESS,
+                        quic: Quic::NONE,
                     },
                 );
                 image.addresses.insert(service.address, 1);
@@ -163,6 +172,9 @@ mod tests {
             if let Some(slot) = table.iter().find(|slot| !known(slot)) {
                 return Some(format!("{end:?} has {slot:?}"));
             }
+        }
+        if let Some(server) = image.server_ids.iter().find(|(_, id)| !image.backends.contains_key(id)) {
+            return Some(format!("{server:?}"));
         }
         let known = |reply: &&Reply| image.backends.contains_key(&reply.backend);
         image.replies.values().find(|reply| !known(reply)).map(|reply| format!("{reply:?}"))

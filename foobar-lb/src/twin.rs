@@ -21,7 +21,7 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        NextHop, Reply, Service, Slot, Sources, Traffic, Tunnel, capacity,
+        NextHop, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -169,6 +169,10 @@ impl Tables for Twin {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.image.backends.get(&id)
+    }
+
+    fn named(&self, server: &ServerId) -> Option<u32> {
+        self.image.server_ids.get(server).copied()
     }
 
     fn tunnel(&self, backend: u32) -> Option<&Tunnel> {

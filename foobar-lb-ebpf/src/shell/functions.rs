@@ -1,14 +1,17 @@
-//! What loops over maps, as functions of their own: see `decide` in `shell.rs` for why.
+//! What loops over maps or is rarely needed, as functions of their own: see `decide` in `shell.rs` for why.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use foobar_lb_ebpf::{
     conntrack,
     flow::Kind,
-    layout::{FlowKey, NO_BACKEND, Slot},
+    layout::{FlowKey, NO_BACKEND, Quic, Slot},
+    packet::Packet,
+    quic,
     snat::{self, Added, Claim},
 };
 
 use super::Maps;
+use crate::arrived::Arrived;
 
 /// [`snat::renew`].
 #[unsafe(no_mangle)]
@@ -57,6 +60,14 @@ pub extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) 
         }
         None => NO_BACKEND,
     }
+}
+
+/// [`quic::named_backend`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn named_backend(context: *mut xdp_md, udp: u32, quic: u64) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    quic::named_backend(&Arrived(&context).frame(), &tables, udp, Quic::from_word(quic))
 }
 
 /// What a claim is for, as `take` and `is_free` want it.

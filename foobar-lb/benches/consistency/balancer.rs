@@ -221,7 +221,7 @@ fn configure(tracking: Tracking, backends: u8) -> Result<model::Service> {
 }
 
 fn configure_backend(number: u8) -> model::Backend {
-    model::Backend { name: name(number), address: frames::backend(number), weight: 1 }
+    model::Backend { name: name(number), address: frames::backend(number), weight: 1, quic_id: None }
 }
 
 /// All backends that there may ever be are neighbours.

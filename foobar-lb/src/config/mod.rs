@@ -2,7 +2,7 @@
 //! What the values mean to the tables is left to the daemon; what the host lacks for them, to `attach`.
 //!
 //! `shape` is what the file looks like, `values` reads one value, `service`, `health`, `vip` and `daemon` read a
-//! section, `forwarding` what depends on the mode of a service, `conflicts` looks across services, `report` shows a
+//! section, `forwarding` what depends on the mode of a service, `quic` its connection ids, `conflicts` looks across services, `report` shows a
 //! problem under the line it is about. `notes` is about what is right and still takes work elsewhere.
 
 mod conflicts;
@@ -10,6 +10,7 @@ mod daemon;
 mod forwarding;
 mod health;
 mod notes;
+mod quic;
 mod report;
 mod service;
 mod shape;
@@ -33,6 +34,7 @@ pub use self::{
     },
     forwarding::DEFAULT_MODE,
     health::{DEFAULT_FALL, DEFAULT_INTERVAL, DEFAULT_PATH, DEFAULT_RISE, DEFAULT_STATUS, DEFAULT_TIMEOUT},
+    quic::DEFAULT_CONFIG_ROTATION,
     report::{Diagnostic, Diagnostics},
     service::{
         DEFAULT_ANNOUNCE, DEFAULT_DRAIN_TIME, DEFAULT_PROTOCOL, DEFAULT_REMEMBER, DEFAULT_TABLE_SIZE,

@@ -12,7 +12,7 @@ use serde_spanned::Spanned;
 
 use super::{
     forwarding::{self, Forwarding, Keys},
-    health,
+    health, quic,
     report::{Problem, Problems, Span},
     shape::{self, Integer},
     values::{self, Fault, count, is_prime, next_prime},
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     health::Settings,
     model::{
-        Affinity, Backend, Mode, Mss, Protocol, Remember, Service, ServiceKey, UdpDrain, Vip, WhenEmpty,
+        Affinity, Backend, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, UdpDrain, Vip, WhenEmpty,
     },
 };
 
@@ -74,6 +74,8 @@ pub(super) struct Draft {
     pub(super) table_size: Option<u32>,
     pub(super) backends: Vec<BackendDraft>,
     forwarding: Forwarding,
+    /// The inner option is absent where the section is.
+    quic: Option<Option<Quic>>,
     affinity: Option<Affinity>,
     /// The inner option is absent where the key is.
     mss: Option<Option<Mss>>,
@@ -92,6 +94,12 @@ pub(super) struct BackendDraft {
     pub(super) name: Option<Spanned<String>>,
     pub(super) address: Option<Spanned<SocketAddr>>,
     weight: Option<u16>,
+    /// The `[[service.backend]]` header.
+    pub(super) place: Span,
+    /// As it is written: what it means is said by the service.
+    pub(super) quic_text: shape::Text,
+    /// The inner option is absent where the key is.
+    pub(super) quic_id: Option<Option<Vec<u8>>>,
 }
 
 impl Draft {
@@ -126,6 +134,7 @@ impl Draft {
             remember: self.remember?,
             direct: direct?.into_iter().map(Spanned::into_inner).collect(),
             affinity: self.affinity?,
+            quic: self.quic?,
             mss: self.mss?,
             vip: vips.get(&address.ip()).copied().unwrap_or(DEFAULT_VIP),
             announce: self.announce,
@@ -142,6 +151,7 @@ impl BackendDraft {
             name: self.name?.into_inner(),
             address: self.address?.into_inner(),
             weight: self.weight?,
+            quic_id: self.quic_id?,
         })
     }
 }
@@ -155,7 +165,8 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
         problems.read_required(service.address, header, "address = \"203.0.113.80:80\"", values::address);
     let protocol = problems.read_or(service.protocol, DEFAULT_PROTOCOL, protocol);
     let known_protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
-    let backends = read_backends(service.backend, &place, problems);
+    let mut backends = read_backends(service.backend, &place, problems);
+    let quic = quic::read(service.quic, known_protocol, &mut backends, problems);
     let shape::Service { mode, encapsulation, gue_port, outer_source, direct, .. } = service;
     let forwarding = forwarding::read(Keys { mode, encapsulation, gue_port, outer_source, direct }, problems);
     forwarding.check(address.as_ref(), &backends, problems);
@@ -164,6 +175,7 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
     Draft {
         name: problems.read_required(service.name, header, "name = \"www\"", values::name),
         forwarding,
+        quic,
         affinity: problems.read_or(service.affinity, DEFAULT_AFFINITY, |text| {
             affinity(text, address.as_ref().is_some_and(|address| address.get_ref().is_ipv6()))
         }),
@@ -296,14 +308,14 @@ fn read_backends(
 fn read_backend(section: Spanned<shape::Backend>, problems: &mut Problems) -> BackendDraft {
     let place = section.span();
     let header = ("backend", &place);
-    let shape::Backend { name, address, weight } = section.into_inner();
+    let shape::Backend { name, address, weight, quic_id: quic_text } = section.into_inner();
     let name = problems.read_required(name, header, "name = \"web1\"", values::name);
     let address = problems.read_required(address, header, "address = \"10.0.1.11:80\"", values::address);
     let weight = problems.read_or(weight, DEFAULT_WEIGHT, |&value| {
         let weight = values::integer(value, "weight", 0..=u32::from(MAX_WEIGHT))?;
         Ok(weight.try_into().expect("the range fits"))
     });
-    BackendDraft { name, address, weight }
+    BackendDraft { name, address, weight, place, quic_text, quic_id: Some(None) }
 }
 
 /// The size of the table is a prime and has a slot for every backend that has a weight.

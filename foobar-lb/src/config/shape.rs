@@ -83,9 +83,17 @@ pub(super) struct Service {
     pub(super) direct: Texts,
     pub(super) announce: Flag,
     pub(super) when_empty: Text,
+    pub(super) quic: Option<Spanned<Quic>>,
     pub(super) health: Option<Health>,
     #[serde(default)]
     pub(super) backend: Vec<Spanned<Backend>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct Quic {
+    pub(super) server_id_length: Number,
+    pub(super) config_rotation: Number,
 }
 
 #[derive(Default, Deserialize)]
@@ -108,6 +116,7 @@ pub(super) struct Backend {
     pub(super) name: Text,
     pub(super) address: Text,
     pub(super) weight: Number,
+    pub(super) quic_id: Text,
 }
 
 /// As TOML has them; a type of its own so that a wrong type is told in the words of TOML, not of Rust.
@@ -202,6 +211,9 @@ fn check_keys(file: &DeTable<'_>, problems: &mut Problems) {
     check_is_list(file, "service", "[[service]]", problems);
     for service in tables(file, "service") {
         check_names::<Service>(service, problems);
+        for quic in tables(service, "quic") {
+            check_names::<Quic>(quic, problems);
+        }
         for health in tables(service, "health") {
             check_names::<Health>(health, problems);
         }
@@ -248,12 +260,13 @@ mod tests {
 
     #[test]
     fn every_key_is_in_the_reference() {
-        let sections: [(&str, &[&str]); 7] = [
+        let sections: [(&str, &[&str]); 8] = [
             ("", serde_introspect::<File>()),
             ("[daemon]", serde_introspect::<Daemon>()),
             ("[metrics]", serde_introspect::<Metrics>()),
             ("[[vip]]", serde_introspect::<Vip>()),
             ("[[service]]", serde_introspect::<Service>()),
+            ("[service.quic]", serde_introspect::<Quic>()),
             ("[service.health]", serde_introspect::<Health>()),
             ("[[service.backend]]", serde_introspect::<Backend>()),
         ];

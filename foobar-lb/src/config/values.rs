@@ -122,6 +122,14 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     Ok(prefix)
 }
 
+/// Bytes in hexadecimal digits.
+pub(super) fn bytes(text: &str) -> Option<Vec<u8>> {
+    let digit = |digit: char| digit.to_digit(16);
+    let digits: Vec<u32> = text.chars().map(digit).collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| (high << 4 | low) as u8).collect())
+}
+
 pub(super) fn duration(text: &str, what: &str, range: RangeInclusive<Duration>) -> Result<Duration, Fault> {
     let limits = format!("{} to {}", format_duration(*range.start()), format_duration(*range.end()));
     let duration = humantime::parse_duration(text).map_err(|error| {

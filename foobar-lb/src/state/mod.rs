@@ -64,8 +64,8 @@ pub struct Service {
     /// Since the start some backend has not been measured yet. Those that have not take new flows until they
     /// are: if they gave them to the first that answers, most slots would move and move back.
     cold_start: bool,
-    /// Its list of direct clients; 0: it has none.
-    direct_list: u32,
+    /// The number of its lists, that of direct clients and that of server ids; 0: it has none.
+    list: u32,
 }
 
 /// A backend and what is known of it.

@@ -247,13 +247,13 @@ fn find_gap(taken: &mut Vec<Range<u32>>, size: u32, room: u32) -> Option<u32> {
     Some(first)
 }
 
-/// Numbers for lists of direct clients that no service has.
+/// Numbers for lists that no service has.
 fn free_lists(
     before: &HashMap<ServiceKey, Service>,
     services: &[model::Service],
 ) -> impl Iterator<Item = u32> + use<> {
     let kept = services.iter().filter_map(|config| before.get(&config.key));
-    let taken: HashSet<u32> = kept.map(|service| service.direct_list).collect();
+    let taken: HashSet<u32> = kept.map(|service| service.list).collect();
     (1..).filter(move |list| !taken.contains(list))
 }
 
@@ -270,7 +270,7 @@ impl Service {
             members: Vec::new(),
             remembering: config.remember,
             cold_start: true,
-            direct_list: 0,
+            list: 0,
             config,
         };
         service.take_backends(ids);
@@ -309,10 +309,10 @@ impl Service {
     }
 
     fn take_list(&mut self, lists: &mut impl Iterator<Item = u32>) {
-        if self.config.direct.is_empty() {
-            self.direct_list = 0;
-        } else if self.direct_list == 0 {
-            self.direct_list = lists.next().expect("lists do not run out");
+        if self.config.direct.is_empty() && self.config.quic.is_none() {
+            self.list = 0;
+        } else if self.list == 0 {
+            self.list = lists.next().expect("lists do not run out");
         }
     }
 

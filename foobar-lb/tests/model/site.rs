@@ -51,7 +51,7 @@ pub fn number(server: SocketAddr) -> u8 {
 
 /// A backend as it is configured.
 pub fn backend(number: u8) -> model::Backend {
-    model::Backend { name: name(number), address: server(number), weight: 1 }
+    model::Backend { name: name(number), address: server(number), weight: 1, quic_id: None }
 }
 
 /// The service as it is configured at first.
@@ -70,6 +70,7 @@ pub fn configure(setting: &Setting) -> model::Service {
         remember,
         direct: Vec::new(),
         affinity: Affinity::Flow,
+        quic: None,
         mss: None,
         vip: Vip { unmatched: Unmatched::Pass, ping: true },
         announce: false,

@@ -132,7 +132,7 @@ impl Story {
 fn configure((family, protocol): (Family, Protocol)) -> model::Service {
     let backend = |host| {
         let name = format!("web{}", place(host) + 1);
-        model::Backend { name, address: server(host, family), weight: 1 }
+        model::Backend { name, address: server(host, family), weight: 1, quic_id: None }
     };
     model::Service {
         name: format!("{protocol} {family:?}"),
@@ -146,6 +146,7 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
         remember: Remember::Needed,
         direct: ["10.0.0.64/28", "fd00:a::40/124"].map(|prefix| prefix.parse().expect("a prefix")).to_vec(),
         affinity: Affinity::Flow,
+        quic: None,
         mss: None,
         vip: Vip { unmatched: Unmatched::Pass, ping: false },
         announce: false,
