@@ -103,6 +103,7 @@ fn settings(bytes: &mut Unstructured) -> Result<Settings> {
         way: pick(bytes, &WAYS)?,
         mss: pick(bytes, &[None, Some(Mss::Auto), Some(Mss::Bytes(536)), Some(Mss::Bytes(1200))])?,
         affinity: pick(bytes, &[Affinity::Flow, Affinity::Source(24)])?,
+        quic: bytes.arbitrary()?,
         unmatched: pick(bytes, &[Unmatched::Pass, Unmatched::Drop, Unmatched::Reject])?,
         ping: bytes.arbitrary()?,
         announce: bytes.arbitrary()?,

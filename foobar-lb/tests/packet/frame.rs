@@ -3,6 +3,7 @@
 mod icmp;
 mod ip;
 mod outer;
+mod quic;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,6 +20,7 @@ pub use self::{
     icmp::{Complaint, IcmpError, Ping},
     ip::{Extension, Fragment, as_part, ip},
     outer::Outer,
+    quic::Header,
 };
 use super::world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, Family, Host, Port, WEB1};
 

@@ -14,6 +14,7 @@ use self::composed::composed;
 use super::{
     Arrival, Row,
     frame::ETHERNET,
+    rows::quic,
     way::{WAYS, Way},
     world::{Family, Host, PORTS, Story, TRANSITION, WEB1, WEB2, WEB3},
 };
@@ -86,6 +87,8 @@ pub struct Settings {
     pub way: Way,
     pub mss: Option<Mss>,
     pub affinity: Affinity,
+    /// Connection ids name backends.
+    pub quic: bool,
     pub unmatched: Unmatched,
     pub ping: bool,
     pub announce: bool,
@@ -100,15 +103,16 @@ fn settings() -> impl Strategy<Value = Settings> {
     let unmatched = select(vec![Unmatched::Pass, Unmatched::Drop, Unmatched::Reject]);
     let choices = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let affinity = select(vec![Affinity::Flow, Affinity::Flow, Affinity::Source(24)]);
-    let choices = (affinity, unmatched, choices);
-    (select(WAYS.to_vec()), mss, choices).prop_map(|(way, mss, (affinity, unmatched, choices))| {
+    let choices = (affinity, any::<bool>(), unmatched, choices);
+    (select(WAYS.to_vec()), mss, choices).prop_map(|(way, mss, (affinity, quic, unmatched, choices))| {
         let (ping, announce, refuse, all, varied) = choices;
-        Settings { way, mss, affinity, unmatched, ping, announce, refuse, all, varied }
+        Settings { way, mss, affinity, quic, unmatched, ping, announce, refuse, all, varied }
     })
 }
 
 impl Settings {
     pub fn of(self, story: Story) -> Story {
+        let story = if self.quic { quic::name_backends(story, quic::LENGTH) } else { story };
         self.way.configure(story).configured(|service| {
             service.mss = self.mss;
             service.affinity = self.affinity;

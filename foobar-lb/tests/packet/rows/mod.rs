@@ -11,6 +11,7 @@ mod extensions;
 mod foreign;
 mod forward;
 mod fragments;
+pub mod quic;
 mod refuse;
 mod remember;
 mod reply;
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Row> {
         remember::rows(),
         affinity::rows(),
         snat::rows(),
+        quic::rows(),
     ]
     .concat()
 }
