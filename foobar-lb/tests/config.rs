@@ -60,6 +60,17 @@ fn the_reference_shows_the_defaults() {
             { name = "media1", address = "10.0.4.11:443" },
             { name = "media2", address = "[2001:db8:4::12]:443" },
         ]
+        [[service]]
+        name = "h3"
+        address = "203.0.113.80:443"
+        protocol = "udp"
+        udp_drain = "switch"
+        health = { kind = "none" }
+        quic = { server_id_length = 2 }
+        backend = [
+            { name = "h3-1", address = "10.0.5.11:443", quic_id = "0a01" },
+            { name = "h3-2", address = "10.0.5.12:443", quic_id = "0A02" },
+        ]
     "#;
     let reference = accept(&reference());
     assert!(reference.warnings.is_empty(), "{}", reference.warnings);
@@ -108,6 +119,13 @@ fn what_backends_have_to_do_is_noted() {
         let command = format!("`foobar-lb decap IFACE --vip 203.0.113.80{flag}`");
         assert!(notes.len() == 1 && notes[0].contains(duty) && notes[0].ends_with(&command), "{notes:?}");
     }
+}
+
+#[test]
+fn what_quic_servers_have_to_do_is_noted() {
+    let notes = accept(&reference()).notes();
+    let note = notes.iter().find(|note| note.starts_with("service `h3` (quic): ")).expect("it is there");
+    assert!(note.contains("the bits 000") && note.contains("2 bytes"), "{note}");
 }
 
 #[test]

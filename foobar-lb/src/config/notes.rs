@@ -1,16 +1,17 @@
 //! What a valid configuration asks of the backends: `check` says it, because the balancer cannot see it.
 
-use super::Config;
-use crate::model::{Encapsulation, Mode, Service};
+use super::{Config, values::count};
+use crate::model::{Encapsulation, Mode, Quic, Service};
 
 impl Config {
-    /// A line for each service whose backends have to be prepared for its mode, with a command that does it.
+    /// A line for whatever the backends of a service have to be prepared for, with a command that does it where there
+    /// is one.
     pub fn notes(&self) -> Vec<String> {
-        self.services.iter().filter_map(note).collect()
+        self.services.iter().flat_map(|service| [note_mode(service), note_quic(service)]).flatten().collect()
     }
 }
 
-fn note(service: &Service) -> Option<String> {
+fn note_mode(service: &Service) -> Option<String> {
     let Service { name, key, mode, .. } = service;
     let decap = format!("foobar-lb decap IFACE --vip {}", key.address.ip());
     let (duty, command) = match mode {
@@ -25,4 +26,14 @@ fn note(service: &Service) -> Option<String> {
         }
     };
     Some(format!("service `{name}` ({}): its backends have to {duty}: `{command}`", mode.name()))
+}
+
+fn note_quic(service: &Service) -> Option<String> {
+    let Quic { server_id_length, config_rotation } = service.quic?;
+    let bytes = count(server_id_length.into(), "byte");
+    Some(format!(
+        "service `{}` (quic): its backends have to issue connection ids that begin with the bits {config_rotation:03b} and \
+         five others, then the {bytes} of their `quic_id`, then 4 random bytes or more",
+        service.name
+    ))
 }
