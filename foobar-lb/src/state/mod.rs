@@ -1,10 +1,12 @@
 //! What the control plane knows, and what follows from it: the tables and the wanted image. No I/O and no
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
-//! `services` takes in a configuration, `word` what the operator says, `obstacle` knows what a mode asks of a next hop,
+//! `services` takes in a configuration, `word` what the operator says, `quic` knows whom connection ids name, `obstacle`
+//! what a mode asks of a next hop,
 //! `render` writes the image; this file has what is known and what follows for each backend.
 
 mod obstacle;
+mod quic;
 mod render;
 mod services;
 mod word;
@@ -88,7 +90,7 @@ pub struct Backend {
     /// the data path.
     pub repicked: u64,
     removed: bool,
-    /// Since when no slot names it.
+    /// Since when no slot and no connection id names it.
     unnamed: Option<Instant>,
     health_kind: health::Kind,
 }
@@ -268,10 +270,14 @@ impl Service {
         self.note_unnamed(now);
     }
 
-    /// Of backends that the configuration has no more, since when no slot names them either.
+    /// Of backends that the configuration has no more, since when neither a slot nor a connection id names them: that
+    /// may be in use for as long as they serve.
     fn note_unnamed(&mut self, now: Instant) {
+        let mut in_use = self.serving();
+        let by_connection_id: BTreeSet<u32> = self.server_ids().into_values().collect();
+        in_use.retain(|id| by_connection_id.contains(id));
         for backend in self.backends.iter_mut().filter(|backend| backend.removed) {
-            let named = self.table.names(backend.id);
+            let named = self.table.names(backend.id) || in_use.contains(&backend.id);
             backend.unnamed = if named { None } else { backend.unnamed.or(Some(now)) };
         }
     }

@@ -8,9 +8,7 @@ use std::{
 use foobar_lb_ebpf::{
     headers::UDP_LENGTH,
     ip::Family,
-    layout::{
-        self, Address, DirectKey, NO_ADDRESS, NextHop, Reply, ServerId, address_flag, backend_flag, mode,
-    },
+    layout::{self, Address, DirectKey, NO_ADDRESS, NextHop, Reply, address_flag, backend_flag, mode},
 };
 use ipnet::IpNet;
 
@@ -57,16 +55,13 @@ impl State {
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let affinity = affinity_mask(service.config.affinity, end.address);
         let (mode, mss) = (mode(&service.config.mode), largest_segment(service));
-        let quic = connection_ids(service);
+        let quic = service.connection_ids();
         image.services.insert(end, layout::Service { first_slot, slots, idle, mode, mss, affinity, quic });
         image.tables.insert(first_slot, service.table.render(*remember));
         for prefix in &service.config.direct {
             image.direct.insert(direct_prefix(service.list, prefix), 1);
         }
-        for (server, backend) in service.backends.iter().filter_map(|backend| server_id(quic, backend)) {
-            // What the configuration has comes before what lingers, and what it says counts.
-            image.server_ids.entry(server).or_insert(backend);
-        }
+        image.server_ids.extend(service.server_ids());
         for (backend, standing) in service.backends.iter().zip(service.standings()) {
             let protocol = service.config.key.protocol;
             let rendered = self.render_backend(backend, protocol, standing);
@@ -164,24 +159,6 @@ fn affinity_mask(affinity: Affinity, vip: Address) -> Address {
             mask(mapped + u32::from(bits))
         }
     }
-}
-
-/// What connection ids look like that name its backends.
-fn connection_ids(service: &Service) -> layout::Quic {
-    service.config.quic.map_or(layout::Quic::NONE, |quic| layout::Quic {
-        list: service.list,
-        length: quic.server_id_length.into(),
-        rotation: quic.config_rotation.into(),
-    })
-}
-
-/// The backend's server id, if it has one as long as those that are looked for: one that lingers may have another.
-fn server_id(quic: layout::Quic, backend: &Backend) -> Option<(ServerId, u32)> {
-    let bytes = backend.config.quic_id.as_ref()?;
-    let wanted = quic.list != 0 && bytes.len() == usize::from(quic.length);
-    let mut id = [0; 16];
-    id.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-    wanted.then_some((ServerId { list: quic.list, length: quic.length.into(), id }, backend.id))
 }
 
 /// Of the outer source as many bits vary as the prefix leaves, up to a word.

@@ -89,7 +89,7 @@ fn named(way: Way, family: Family, header: Header) -> [Row; 3] {
 fn unroutable(way: Way, family: Family, header: Header) -> Vec<Row> {
     let right = connection_id(WEB2, LENGTH);
     let rotated = |bits: u8| [&[bits << 5], &right[1..]].concat();
-    let rest = vec![0x77; 15];
+    let rest = [0x77; 15];
     let ids = [
         ("that a client has made up", [&[ROTATION << 5], &rest[..]].concat()),
         ("of another rotation", rotated(ROTATION - 1)),
