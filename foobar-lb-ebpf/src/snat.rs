@@ -137,6 +137,11 @@ impl Life {
         is_over(self.either, idle, now.saturating_sub(self.seen))
     }
 
+    /// When the later one sent last, nanoseconds of the data path's clock.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
     /// Whether one of both ends has shown its end.
     #[inline(always)]
     pub fn has_ended(&self) -> bool {

@@ -67,7 +67,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// How packets reach the backends: `nat`, `dsr` or `tunnel`.
+    /// How packets reach the backends: `nat`, `dsr`, `tunnel` or `snat`.
     pub mode: String,
     /// Slots of its table.
     pub slots: u32,
@@ -83,12 +83,19 @@ pub struct Service {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Frames its backends sent to clients; none but in mode `nat`, as the others pass the balancer by.
+    /// Frames its backends sent to clients; none in modes `dsr` and `tunnel`, where they pass the balancer by.
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
     /// In the order of the configuration.
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// Whether its backends' replies pass through the balancer.
+    pub fn passes_replies(&self) -> bool {
+        !["dsr", "tunnel"].contains(&self.mode.as_str())
+    }
 }
 
 /// A backend of a service.

@@ -4,6 +4,7 @@
 mod attach;
 mod decap;
 mod flows;
+mod mappings;
 
 use std::{
     io,
@@ -37,7 +38,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::{
     plan::Step,
-    sweep::{RememberedFlow, Store},
+    sweep::{MappedFlow, RememberedFlow, Store},
 };
 
 /// Why the data path does not run, or does not do what it was told.
@@ -327,6 +328,10 @@ impl Store for Bpf {
 
     fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
         self.flows.retain(keep)
+    }
+
+    fn retain_mapped(&mut self, keep: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Error> {
+        self.flows.retain_mapped(keep)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod model;
 pub mod neighbour;
 pub mod plan;
+pub mod prime;
 pub mod reload;
 pub mod seed;
 pub mod slots;

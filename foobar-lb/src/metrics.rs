@@ -24,7 +24,6 @@ use tokio::{
 use crate::{
     api::{Backend, Service, Status},
     daemon::Event,
-    model::Mode,
 };
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -155,7 +154,7 @@ fn register_traffic(registry: &mut Registry, status: &Status) {
         let forward = ("forward", backend.packets, backend.bytes);
         // Replies of other modes pass the balancer by: a 0 would say that there are none.
         let reply = ("reply", backend.reply_packets, backend.reply_bytes);
-        let reply = (service.mode == Mode::Nat.name()).then_some(reply);
+        let reply = service.passes_replies().then_some(reply);
         for (direction, frames, size) in [forward].into_iter().chain(reply) {
             let BackendLabels { service, backend, address } = labels.clone();
             let labels = TrafficLabels { service, backend, address, direction };

@@ -1,7 +1,12 @@
 //! The vocabulary: services, backends, what the operator says of them and what is measured.
 //! No I/O, no clock, no serde; everyone else speaks in these types.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -30,26 +35,55 @@ impl fmt::Display for Protocol {
 pub enum Mode {
     /// The destination is rewritten; replies come back through the balancer and are rewritten without state.
     Nat,
+    /// The same, but a client in a backend's own subnet, who would get its reply past the balancer, comes from one of
+    /// the balancer's own addresses.
+    Hairpin(Pool),
     /// Only the MAC addresses change: backends on the balancer's own links have the VIP and reply directly.
     Dsr,
     /// The packet travels inside another to the backend, which takes it out, has the VIP and replies directly.
     Tunnel(Tunnel),
+    /// Both ends are rewritten: backends see the balancer as their client, and reply to it wherever their routes lead.
+    Snat(Pool),
 }
 
 impl Mode {
     /// The name in the configuration.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Nat => "nat",
+            Self::Nat | Self::Hairpin(_) => "nat",
             Self::Dsr => "dsr",
             Self::Tunnel(_) => "tunnel",
+            Self::Snat(_) => "snat",
         }
     }
 
     /// Whether packets reach the backend with the VIP and the port that the client sent them to.
     pub fn keeps_destination(&self) -> bool {
-        !matches!(self, Self::Nat)
+        matches!(self, Self::Dsr | Self::Tunnel(_))
     }
+
+    /// Whether replies are known by the backend that they come from.
+    pub fn knows_replies_by_backend(&self) -> bool {
+        matches!(self, Self::Nat | Self::Hairpin(_))
+    }
+
+    /// Where packets to backends come from, if their source is replaced.
+    pub fn pool(&self) -> Option<&Pool> {
+        match self {
+            Self::Hairpin(pool) | Self::Snat(pool) => Some(pool),
+            Self::Nat | Self::Dsr | Self::Tunnel(_) => None,
+        }
+    }
+}
+
+/// Where packets to backends come from whose source is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Addresses, at most [`Sources::MOST`](foobar_lb_ebpf::layout::Sources::MOST) of each family. Without one of the
+    /// backend's family it is the balancer's own address towards the backend.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of each of them.
+    pub ports: RangeInclusive<u16>,
 }
 
 /// The outer headers of a service's packets.
@@ -210,6 +244,14 @@ pub struct Service {
     pub health: health::Settings,
     /// At least one, no two with the same address.
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// The addresses that the balancer answers ARP and neighbour solicitations for, unless they are its own anyway.
+    pub fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        let sources = self.mode.pool().into_iter().flat_map(|pool| &pool.addresses).copied();
+        [self.key.address.ip()].into_iter().chain(sources).filter(|_| self.announce)
+    }
 }
 
 /// A server behind a service. Its identity is its address and port, never its weight or position.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +17,7 @@ use tracing::{info, warn};
 use crate::{
     bpf::{self, Attach, Bpf, Capacities, Link, Mode},
     config::{self, Config},
-    model::Unmatched,
+    model::{Pool, Unmatched},
     neighbour::{self, Interface},
     seed,
     sysctl::{self, Demands, Families, NoRedirects, Requirement, Sysctls},
@@ -90,6 +91,21 @@ pub enum Error {
     Settings {
         /// The settings.
         missing: Vec<Requirement>,
+    },
+    /// Sources of flows and sockets of this machine would share ports.
+    #[error(
+        "`snat_ports` of [daemon], {}, has ports that sockets of this machine get (net.ipv4.ip_local_port_range is {}): \
+         what backends answer to one could be taken for what they answer to the other; set `snat_ports` to others, or \
+         keep these from sockets: sysctl -w net.ipv4.ip_local_reserved_ports={}",
+        range(ports),
+        range(given),
+        range(ports)
+    )]
+    Ports {
+        /// Those of flows.
+        ports: RangeInclusive<u16>,
+        /// Those of sockets.
+        given: RangeInclusive<u16>,
     },
     /// The kernel refused the data path.
     #[error(transparent)]
@@ -193,9 +209,28 @@ impl Settings {
         for chain in sysctl::dropping_forward_chains(demands.replies)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
         }
+        check_ports(&sysctls, config, locals)?;
         warn_of_closed_addresses(config, locals);
         Ok(())
     }
+}
+
+/// Flows and sockets of this machine must not have the same ports of one address.
+fn check_ports(sysctls: &Sysctls, config: &Config, locals: &[IpAddr]) -> Result<(), Error> {
+    let pools = config.services.iter().filter_map(|service| service.mode.pool());
+    let is_local = |pool: &Pool| {
+        pool.addresses.is_empty() || pool.addresses.iter().any(|address| locals.contains(address))
+    };
+    for Pool { ports, .. } in pools.filter(|pool| is_local(pool)) {
+        if let Some(given) = sysctls.shared_ports(ports)? {
+            return Err(Error::Ports { ports: ports.clone(), given });
+        }
+    }
+    Ok(())
+}
+
+fn range(ports: &RangeInclusive<u16>) -> String {
+    format!("{}-{}", ports.start(), ports.end())
 }
 
 /// Whoever closes an address of this machine to all but the services may lock himself out.

@@ -1,5 +1,5 @@
-//! The sweep: forgets remembered flows that are over or need not be remembered, and tells the state what it saw, so
-//! that slots can settle and ids can be given again. It deletes first and settles last: a slot that were settled
+//! The sweep: forgets remembered flows that are over or need not be remembered, and mappings of flows that are over, and
+//! tells the state what it saw, so that slots can settle and ids can be given again. It deletes first and settles last: a slot that were settled
 //! with an entry left would hand that entry to a later flow.
 
 use std::{
@@ -11,6 +11,7 @@ use foobar_lb_ebpf::{
     conntrack,
     flow::{HashKey, hash, reduce},
     layout::{Endpoint, FlowKey, Remembered, entry_state},
+    snat::Life,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -36,7 +37,18 @@ pub struct RememberedFlow {
     pub seen: u64,
 }
 
-/// Where flows are remembered.
+/// A mapped flow as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct MappedFlow {
+    /// The flow, from the client to the service.
+    pub flow: FlowKey,
+    /// The id of its backend.
+    pub backend: u32,
+    /// What both of its directions have shown.
+    pub life: Life,
+}
+
+/// Where flows are remembered, and mapped.
 pub trait Store {
     /// What can go wrong.
     type Error;
@@ -44,6 +56,11 @@ pub trait Store {
     /// Shows every remembered flow, and forgets those that are not to be kept. False if some may have been missed
     /// or shown twice.
     fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Self::Error>;
+
+    /// The same for mapped flows, each of which is shown once. A store need not have any.
+    fn retain_mapped(&mut self, _: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
 }
 
 /// What a scan found.
@@ -51,7 +68,7 @@ pub trait Store {
 pub struct Found {
     /// Slots to which a remembered flow belongs, whether it was then kept or not, by their index in the arena.
     pub slots: BTreeSet<u32>,
-    /// Backends that a remembered flow names, whether it was then kept or not, by id.
+    /// Backends that a remembered or mapped flow names, whether it was then kept or not, by id.
     pub backends: BTreeSet<u32>,
     /// Flows that were kept, by the id of their backend.
     pub flows: BTreeMap<u32, Flows>,
@@ -70,6 +87,15 @@ pub struct Flows {
     pub seen: u64,
     /// That have shown their end: of most, nothing more will come.
     pub closing: u64,
+}
+
+impl Flows {
+    fn count(&mut self, has_ended: bool) {
+        match has_ended {
+            false => self.seen += 1,
+            true => self.closing += 1,
+        }
+    }
 }
 
 /// The clock of the kernel's data path.
@@ -121,7 +147,9 @@ impl Broom {
     /// Forgets what is over, what serves nobody, and what goes home by itself.
     pub fn sweep<S: Store>(&self, store: &mut S) -> Result<Found, S::Error> {
         let mut found = Found { began: Some(self.now), ..Found::default() };
-        found.whole = store.retain(|flow| self.keep(flow, &mut found))?;
+        let remembered = store.retain(|flow| self.keep(flow, &mut found))?;
+        let mapped = store.retain_mapped(|flow| self.keep_mapped(flow, &mut found))?;
+        found.whole = remembered && mapped;
         Ok(found)
     }
 
@@ -135,13 +163,27 @@ impl Broom {
         found.slots.insert(service.first_slot + place);
         let keeps = has_sent_since || self.needs(flow, service, place, found);
         if keeps {
-            let flows = found.flows.entry(backend).or_default();
-            match state & entry_state::ENDING {
-                0 => flows.seen += 1,
-                _ => flows.closing += 1,
-            }
+            found.flows.entry(backend).or_default().count(state & entry_state::ENDING != 0);
         }
         keeps
+    }
+
+    fn keep_mapped(&self, mapped: &MappedFlow, found: &mut Found) -> bool {
+        let MappedFlow { flow, backend, life } = mapped;
+        found.backends.insert(*backend);
+        let has_sent_since = life.seen() > self.clock;
+        let Some(service) = self.services.get(&flow.destination) else { return has_sent_since };
+        if !has_sent_since {
+            if life.is_over(service.idle, self.clock) {
+                return false;
+            }
+            if !service.serving.contains(backend) {
+                *found.repicked.entry(*backend).or_default() += u64::from(!life.has_ended());
+                return false;
+            }
+        }
+        found.flows.entry(*backend).or_default().count(life.has_ended());
+        true
     }
 
     /// Whether the flow would break if it were forgotten.

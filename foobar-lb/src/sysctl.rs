@@ -5,6 +5,7 @@
 mod backend;
 mod demands;
 mod forward_policy;
+mod ports;
 mod record;
 mod redirects;
 

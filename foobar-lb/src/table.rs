@@ -3,10 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use foobar_lb::{
-    api::{Backend, Drain, Service, Status},
-    model::Mode,
-};
+use foobar_lb::api::{Backend, Drain, Service, Status};
 use jiff::{SignedDuration, Zoned};
 
 /// The status as text, each service with its backends, then the reasons that occurred.
@@ -50,7 +47,6 @@ fn render_service(service: &Service) -> String {
     let mut table = new_table(&[
         "backend", "address", "admin", "health", "for", "weight", "slots", "packets", "replies", "why",
     ]);
-    let passes_replies = *mode == Mode::Nat.name();
     for backend in &service.backends {
         let since = backend.since_seconds.map(Duration::from_secs).map(humantime::format_duration);
         table.add_row([
@@ -62,7 +58,7 @@ fn render_service(service: &Service) -> String {
             backend.weight.to_string(),
             format!("{:.1}%", 100.0 * f64::from(backend.slots) / f64::from(service.slots)),
             backend.packets.to_string(),
-            if passes_replies { backend.reply_packets.to_string() } else { "direct".to_owned() },
+            if service.passes_replies() { backend.reply_packets.to_string() } else { "direct".to_owned() },
             backend.reason.clone(),
         ]);
     }

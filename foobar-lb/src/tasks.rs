@@ -112,8 +112,8 @@ impl Tasks {
 
     /// Announces the VIPs that are announced from now on.
     pub fn announce(&mut self, state: &State) {
-        let announcing = state.services.iter().filter(|service| service.config.announce);
-        let vips: BTreeSet<_> = announcing.map(|service| service.config.key.address.ip()).collect();
+        let vips: BTreeSet<_> =
+            state.services.iter().flat_map(|service| service.config.announced()).collect();
         let new: Vec<_> = vips.difference(&self.announced).copied().collect();
         self.announced = vips;
         if new.is_empty() {

@@ -34,7 +34,7 @@ use mappings::Mappings;
 use crate::{
     image::{DirectPrefix, Image},
     plan::Step,
-    sweep::{RememberedFlow, Store},
+    sweep::{MappedFlow, RememberedFlow, Store},
 };
 
 /// The kernel's way to the clients of a prefix, see [`Tables::route`]; interface 0: a neighbour is to be resolved.
@@ -130,6 +130,11 @@ impl Store for Twin {
 
     fn retain(&mut self, keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Infallible> {
         self.flows.retain(keep);
+        Ok(true)
+    }
+
+    fn retain_mapped(&mut self, keep: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Infallible> {
+        self.mappings.retain(keep);
         Ok(true)
     }
 }

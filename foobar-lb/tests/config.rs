@@ -9,7 +9,7 @@ use std::{
 
 use foobar_lb::{
     config::{self, Config, Error},
-    model::{Encapsulation, Mode, Mss, Tunnel, Unmatched, Vip},
+    model::{Encapsulation, Mode, Mss, Pool, Tunnel, Unmatched, Vip},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -71,6 +71,14 @@ fn the_reference_shows_the_defaults() {
             { name = "h3-1", address = "10.0.5.11:443", quic_id = "0a01" },
             { name = "h3-2", address = "10.0.5.12:443", quic_id = "0A02" },
         ]
+        [[service]]
+        name = "legacy"
+        address = "203.0.113.83:80"
+        mode = "snat"
+        backend = [
+            { name = "legacy1", address = "10.0.6.11:8080" },
+            { name = "legacy2", address = "[2001:db8:6::12]:8080" },
+        ]
     "#;
     let reference = accept(&reference());
     assert!(reference.warnings.is_empty(), "{}", reference.warnings);
@@ -89,6 +97,9 @@ fn the_examples_of_the_reference_are_valid() {
     let sources = ["172.16.0.0/16", "fd00:5::/64"].map(|prefix| prefix.parse().unwrap()).to_vec();
     let tunnel = Tunnel { encapsulation: Encapsulation::Gue(6080), sources };
     assert_eq!(examples.services[2].mode, Mode::Tunnel(tunnel));
+    let addresses = ["10.0.6.1", "10.0.6.2", "2001:db8:6::1"].map(|ip| ip.parse().unwrap()).to_vec();
+    let pool = Pool { addresses, ports: 1024..=32_767 };
+    assert_eq!(examples.services[4].mode, Mode::Snat(pool));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The kernel's maps of remembered flows: shows every flow in them, and forgets those that are not to be kept. Which
-//! these are is left to others.
+//! The kernel's maps of remembered and of mapped flows: shows every flow in them, and forgets those that are not to be
+//! kept. Which these are is left to others.
 
 use std::{
     collections::HashSet,
@@ -16,8 +16,8 @@ use aya::{
 use foobar_lb_ebpf::layout::{FlowKey, Remembered, name};
 use zerocopy::transmute;
 
-use super::{Capacities, Error, failed, remove};
-use crate::sweep::{RememberedFlow, Store};
+use super::{Capacities, Error, failed, mappings::Mappings, remove};
+use crate::sweep::{MappedFlow, RememberedFlow, Store};
 
 /// An object has some of these, and they are read in this order: a flow that is promoted is put among the established
 /// ones before it is taken off the half-open ones, so it is seen at least once.
@@ -33,26 +33,31 @@ pub fn capacities(Capacities { flows, half_open, .. }: Capacities) -> [(&'static
     ]
 }
 
-/// The maps of remembered flows.
-pub struct FlowMaps(Vec<Flows>);
+/// The maps of flows.
+pub struct FlowMaps {
+    remembered: Vec<Flows>,
+    mapped: Mappings,
+}
 
 impl FlowMaps {
     /// Takes those that the object has.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
         let taken = MAPS.into_iter().filter_map(|name| Some((name, ebpf.take_map(name)?)));
-        taken.map(|(name, map)| Flows::new(name, map)).collect::<Result<_, _>>().map(Self)
+        let remembered = taken.map(|(name, map)| Flows::new(name, map)).collect::<Result<_, _>>()?;
+        Ok(Self { remembered, mapped: Mappings::take(ebpf)? })
     }
 
     /// The same maps once more, for another thread.
     pub(super) fn share(&self) -> Result<Self, Error> {
         let again =
             |flows: &Flows| Ok(Flows { name: flows.name, entries: flows.share()?, removal: flows.share()? });
-        self.0.iter().map(again).collect::<Result<_, Error>>().map(Self)
+        let remembered = self.remembered.iter().map(again).collect::<Result<_, Error>>()?;
+        Ok(Self { remembered, mapped: self.mapped.share()? })
     }
 
-    /// Bytes of memory that the kernel has reserved for them.
+    /// Bytes of memory that the kernel has reserved for what is remembered.
     pub(super) fn memory(&self) -> Result<u64, Error> {
-        self.0.iter().map(Flows::memory).sum()
+        self.remembered.iter().map(Flows::memory).sum()
     }
 }
 
@@ -62,10 +67,14 @@ impl Store for FlowMaps {
     fn retain(&mut self, mut keep: impl FnMut(&RememberedFlow) -> bool) -> Result<bool, Error> {
         let mut whole = true;
         // Where one is disturbed, as an LRU is by a flood, the others are looked through all the same.
-        for flows in &mut self.0 {
+        for flows in &mut self.remembered {
             whole &= flows.retain(&mut keep)?;
         }
         Ok(whole)
+    }
+
+    fn retain_mapped(&mut self, keep: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Error> {
+        self.mapped.retain(keep)
     }
 }
 
@@ -141,8 +150,11 @@ impl Flows {
 }
 
 /// The same map, by a handle of its own.
-fn share(name: &'static str, entries: &Entries) -> Result<Entries, Error> {
+pub(super) fn share<K: aya::Pod, V: aya::Pod>(
+    name: &'static str,
+    entries: &HashMap<MapData, K, V>,
+) -> Result<HashMap<MapData, K, V>, Error> {
     let again = entries.map().fd().as_fd().try_clone_to_owned();
     let again = again.map_err(MapError::IoError).and_then(MapData::from_fd);
-    again.and_then(|map| Entries::try_from(Map::HashMap(map))).map_err(failed(name, "use"))
+    again.and_then(|map| HashMap::try_from(Map::HashMap(map))).map_err(failed(name, "use"))
 }

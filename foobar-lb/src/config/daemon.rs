@@ -32,6 +32,9 @@ pub const DEFAULT_FLOWS: u32 = 1 << 18;
 pub const DEFAULT_HALF_OPEN: u32 = 1 << 16;
 /// Flows whose source is replaced.
 pub const DEFAULT_MAPPINGS: u32 = 1 << 18;
+/// Ports that flows get whose source is replaced: below those that Linux gives its own sockets
+/// (`net.ipv4.ip_local_port_range`), above those of well-known services.
+pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 1024..=32_767;
 /// Only where there is a `[metrics]` section.
 pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9466);
 
@@ -69,11 +72,23 @@ pub struct Daemon {
     pub half_open: u32,
     /// Capacity in flows whose source is replaced.
     pub mappings: u32,
+    /// Ports that flows get whose source is replaced.
+    pub snat_ports: RangeInclusive<u16>,
 }
 
 pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
-    let shape::Daemon { socket, state_path, pin_path, seed, slots, backends, flows, half_open, mappings } =
-        section;
+    let shape::Daemon {
+        socket,
+        state_path,
+        pin_path,
+        seed,
+        slots,
+        backends,
+        flows,
+        half_open,
+        mappings,
+        snat_ports,
+    } = section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
     let pin_path = problems.read_or(pin_path, DEFAULT_PIN_PATH.into(), values::path);
@@ -87,6 +102,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         problems.read_or(half_open, DEFAULT_HALF_OPEN, |&value| values::integer(value, "half_open", FLOWS));
     let mappings =
         problems.read_or(mappings, DEFAULT_MAPPINGS, |&value| values::integer(value, "mappings", FLOWS));
+    let snat_ports = problems.read_or(snat_ports, DEFAULT_SNAT_PORTS, values::ports);
     Some(Daemon {
         socket: socket?,
         state_path: state_path?,
@@ -97,6 +113,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         flows: flows?,
         half_open: half_open?,
         mappings: mappings?,
+        snat_ports: snat_ports?,
     })
 }
 

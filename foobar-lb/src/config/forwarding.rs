@@ -1,12 +1,17 @@
 //! How packets of a service reach its backends: `mode`, the keys that belong to one mode, `mss`, and what a mode
 //! asks of the backends' addresses.
 
-use std::{net::SocketAddr, ops::RangeInclusive};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
 
+use foobar_lb_ebpf::layout::Sources;
 use ipnet::IpNet;
 use serde_spanned::Spanned;
 
 use super::{
+    daemon::DEFAULT_SNAT_PORTS,
     report::{Problem, Problems, Span},
     service::BackendDraft,
     shape::{self, Size},
@@ -14,7 +19,7 @@ use super::{
 };
 use crate::{
     decap::DEFAULT_GUE_PORT,
-    model::{Encapsulation, Mode, Mss, Protocol, Tunnel},
+    model::{Encapsulation, Mode, Mss, Pool, Protocol, Tunnel},
 };
 
 /// Of a service that does not say.
@@ -29,6 +34,8 @@ pub(super) struct Keys {
     pub(super) encapsulation: shape::Text,
     pub(super) gue_port: shape::Number,
     pub(super) outer_source: shape::Texts,
+    pub(super) snat: shape::Text,
+    pub(super) snat_source: shape::Texts,
     pub(super) direct: shape::Texts,
 }
 
@@ -37,6 +44,7 @@ pub(super) struct Forwarding {
     pub(super) mode: Option<Mode>,
     pub(super) direct: Option<Vec<Spanned<IpNet>>>,
     sources: Vec<Spanned<IpNet>>,
+    pool: Vec<Spanned<IpAddr>>,
 }
 
 /// The values of `mode`.
@@ -45,6 +53,14 @@ enum Word {
     Nat,
     Dsr,
     Tunnel,
+    Snat,
+}
+
+/// The values of `snat`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clients {
+    Nobody,
+    Neighbours,
 }
 
 /// The values of `encapsulation`.
@@ -54,23 +70,32 @@ enum Wrapping {
     Gue,
 }
 
-const MODES: [(&str, Word); 3] = [("nat", Word::Nat), ("dsr", Word::Dsr), ("tunnel", Word::Tunnel)];
-const UNAVAILABLE_MODES: [&str; 1] = ["snat"];
+const MODES: [(&str, Word); 4] =
+    [("nat", Word::Nat), ("dsr", Word::Dsr), ("tunnel", Word::Tunnel), ("snat", Word::Snat)];
+const CLIENTS: [(&str, Clients); 2] = [("never", Clients::Nobody), ("hairpin", Clients::Neighbours)];
 const WRAPPINGS: [(&str, Wrapping); 2] = [("ipip", Wrapping::Ipip), ("gue", Wrapping::Gue)];
 
 /// Reads the mode and what belongs to it.
 pub(super) fn read(keys: Keys, problems: &mut Problems) -> Forwarding {
-    let word = problems.read_or(keys.mode.clone(), Word::Nat, |text| {
-        values::choice(text, "mode", &MODES, &UNAVAILABLE_MODES)
-    });
-    if let Some(word) = word {
-        check_use(&keys, word, problems);
+    let word =
+        problems.read_or(keys.mode.clone(), Word::Nat, |text| values::choice(text, "mode", &MODES, &[]));
+    let clients = problems
+        .read_or(keys.snat.clone(), Clients::Nobody, |text| values::choice(text, "choice", &CLIENTS, &[]));
+    if let (Some(word), Some(clients)) = (word, clients) {
+        check_use(&keys, word, clients, problems);
     }
-    let Keys { mode: _, encapsulation, gue_port, outer_source, direct } = keys;
+    let Keys { mode: _, snat: _, encapsulation, gue_port, outer_source, snat_source, direct } = keys;
     let direct = read_list(direct, values::prefix, problems);
+    let pool = read_pool(snat_source, problems);
+    let taken = || {
+        let addresses = pool.as_ref()?.iter().map(|address| *address.get_ref()).collect();
+        Some(Pool { addresses, ports: DEFAULT_SNAT_PORTS })
+    };
     let mut sources = Vec::new();
     let mode = word.and_then(|word| match word {
+        Word::Nat if clients? == Clients::Neighbours => taken().map(Mode::Hairpin),
         Word::Nat => Some(Mode::Nat),
+        Word::Snat => taken().map(Mode::Snat),
         Word::Dsr => Some(Mode::Dsr),
         Word::Tunnel => {
             let encapsulation = read_encapsulation(encapsulation, gue_port, problems);
@@ -79,12 +104,12 @@ pub(super) fn read(keys: Keys, problems: &mut Problems) -> Forwarding {
             Some(Mode::Tunnel(Tunnel { encapsulation: encapsulation?, sources }))
         }
     });
-    Forwarding { mode, direct, sources }
+    Forwarding { mode, direct, sources, pool: pool.unwrap_or_default() }
 }
 
 /// Refuses keys that would have no effect, so that nobody believes in them.
-fn check_use(keys: &Keys, word: Word, problems: &mut Problems) {
-    let Keys { mode: _, encapsulation, gue_port, outer_source, direct } = keys;
+fn check_use(keys: &Keys, word: Word, clients: Clients, problems: &mut Problems) {
+    let Keys { mode: _, encapsulation, gue_port, outer_source, snat, snat_source, direct } = keys;
     let name = MODES.iter().find(|(_, mode)| *mode == word).map_or("", |(name, _)| name);
     let listed =
         |list: &shape::Texts| list.as_ref().filter(|list| !list.get_ref().is_empty()).map(Spanned::span);
@@ -104,7 +129,17 @@ fn check_use(keys: &Keys, word: Word, problems: &mut Problems) {
         of_tunnel.into_iter().for_each(|(key, span)| refuse(key, span, help));
     }
     if word != Word::Nat {
-        refuse("direct", listed(direct), "remove it: backends answer their clients past the balancer");
+        let why = match word {
+            Word::Snat => "remove it: the balancer knows which replies are to its own packets",
+            _ => "remove it: backends answer their clients past the balancer",
+        };
+        refuse("direct", listed(direct), why);
+        let help = "remove it, or set `mode` to `nat`: it is about clients in the backends' own subnet";
+        refuse("snat", snat.as_ref().map(Spanned::span), help);
+    }
+    if word != Word::Snat && clients == Clients::Nobody {
+        let help = "remove it, or set `mode` to `snat`, or `snat` to `hairpin`";
+        refuse("snat_source", listed(snat_source), help);
     }
 }
 
@@ -138,6 +173,28 @@ fn read_list(
     // All are read before one that is wrong ends it.
     let prefixes: Vec<_> = texts.into_iter().map(|text| problems.read(text, read)).collect();
     prefixes.into_iter().collect()
+}
+
+/// No address twice, and of each family no more than there is room for.
+fn read_pool(list: shape::Texts, problems: &mut Problems) -> Option<Vec<Spanned<IpAddr>>> {
+    let texts = list.map_or_else(Vec::new, Spanned::into_inner);
+    let addresses: Vec<_> = texts.into_iter().map(|text| problems.read(text, values::ip)).collect();
+    let addresses = addresses.into_iter().collect::<Option<Vec<Spanned<IpAddr>>>>()?;
+    for (index, address) in addresses.iter().enumerate() {
+        let is_ipv6 = address.get_ref().is_ipv6();
+        let before = || addresses[..index].iter();
+        if let Some(first) = before().find(|first| first.get_ref() == address.get_ref()) {
+            let message = format!("{} is already in this list", address.get_ref());
+            let problem = Problem::new(address.span(), message).help("remove one of them");
+            problems.error(problem.related(first.span(), "the first"));
+        }
+        if before().filter(|before| before.get_ref().is_ipv6() == is_ipv6).count() == Sources::MOST {
+            let message = format!("more than {} {} sources", Sources::MOST, family(is_ipv6));
+            let help = "remove the rest: each has tens of thousands of ports for every backend";
+            problems.error(Problem::new(address.span(), message).help(help));
+        }
+    }
+    Some(addresses)
 }
 
 /// At most one of each family.
@@ -200,12 +257,14 @@ impl Forwarding {
         }
         let Some(mode) = &self.mode else { return };
         let why = match mode {
-            Mode::Nat => Some("packets keep their family, except in mode `tunnel`"),
+            Mode::Nat | Mode::Hairpin(_) => {
+                Some("packets keep their family, except in modes `tunnel` and `snat`")
+            }
             // Its MAC could be found by the other family, but not whether it takes the packets' own.
             Mode::Dsr => {
                 Some("a backend's MAC is looked for, and its health checked, in the family of its packets")
             }
-            Mode::Tunnel(_) => None,
+            Mode::Tunnel(_) | Mode::Snat(_) => None,
         };
         for address in backends.iter().flat_map(|backend| &backend.address) {
             if let Some(why) = why {
@@ -216,6 +275,30 @@ impl Forwarding {
             }
         }
         self.check_sources(vip, backends, problems);
+        self.check_pool(backends, problems);
+    }
+
+    /// A host drops what seems to come from itself.
+    fn check_pool(&self, backends: &[BackendDraft], problems: &mut Problems) {
+        let addresses = || backends.iter().flat_map(|backend| &backend.address);
+        for source in &self.pool {
+            let ip = *source.get_ref();
+            if let Some(backend) = addresses().find(|backend| backend.get_ref().ip() == ip) {
+                let message = format!("{ip} is an address of a backend");
+                let help = "take an address of this machine, or one that no host has: a backend drops what seems to come \
+                            from itself";
+                let problem = Problem::new(source.span(), message).help(help);
+                problems.error(problem.related(backend.span(), "the backend"));
+            }
+            if !addresses().any(|backend| backend.get_ref().is_ipv6() == ip.is_ipv6()) {
+                let family = family(ip.is_ipv6());
+                let message =
+                    format!("no backend of this service has an {family} address, so this has no effect");
+                let help =
+                    "a source is of the family of the backend's address: remove it, or write one of that";
+                problems.warn(Problem::new(source.span(), message).help(help));
+            }
+        }
     }
 
     /// A host drops what seems to come from itself.

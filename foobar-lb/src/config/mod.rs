@@ -151,6 +151,8 @@ fn validate(file: File, problems: &mut Problems) -> Option<(Daemon, Option<Socke
     }
     conflicts::check(&drafts, problems);
     let vips = vip::read(vip, &drafts, problems)?;
-    let services = drafts.into_iter().map(|draft| draft.build(&vips)).collect::<Option<_>>()?;
-    Some((daemon?, metrics_listen.map_or(Some(None), |listen| listen.map(Some))?, services))
+    let daemon = daemon?;
+    let services = drafts.into_iter().map(|draft| draft.build(&vips, &daemon.snat_ports));
+    let services = services.collect::<Option<_>>()?;
+    Some((daemon, metrics_listen.map_or(Some(None), |listen| listen.map(Some))?, services))
 }

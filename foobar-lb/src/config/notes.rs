@@ -15,7 +15,7 @@ fn note_mode(service: &Service) -> Option<String> {
     let Service { name, key, mode, .. } = service;
     let decap = format!("foobar-lb decap IFACE --vip {}", key.address.ip());
     let (duty, command) = match mode {
-        Mode::Nat => return None,
+        Mode::Nat | Mode::Hairpin(_) | Mode::Snat(_) => return None,
         Mode::Dsr => ("be on a link of the balancer and have the VIP", format!("{decap} --dsr")),
         Mode::Tunnel(tunnel) => {
             let command = match tunnel.encapsulation {

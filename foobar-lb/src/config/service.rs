@@ -15,7 +15,7 @@ use super::{
     health, quic,
     report::{Problem, Problems, Span},
     shape::{self, Integer},
-    values::{self, Fault, count, is_prime, next_prime},
+    values::{self, Fault, count},
     vip::DEFAULT_VIP,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     model::{
         Affinity, Backend, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, UdpDrain, Vip, WhenEmpty,
     },
+    prime::{is_prime, next_prime},
 };
 
 /// Of a service that does not say.
@@ -115,12 +116,19 @@ impl Draft {
 
     /// Whether its backends' replies are known by where they come from.
     pub(super) fn rewrites_replies(&self) -> bool {
-        self.forwarding.mode == Some(Mode::Nat)
+        self.forwarding.mode.as_ref().is_some_and(Mode::knows_replies_by_backend)
     }
 
-    /// The service, if nothing is absent. `vips` have what their sections say.
-    pub(super) fn build(self, vips: &BTreeMap<IpAddr, Vip>) -> Option<Service> {
-        let Forwarding { mode, direct, .. } = self.forwarding;
+    /// The service, if nothing is absent. `vips` have what their sections say, `snat_ports` are those of all sources.
+    pub(super) fn build(
+        self,
+        vips: &BTreeMap<IpAddr, Vip>,
+        snat_ports: &RangeInclusive<u16>,
+    ) -> Option<Service> {
+        let Forwarding { mut mode, direct, .. } = self.forwarding;
+        if let Some(Mode::Snat(pool) | Mode::Hairpin(pool)) = &mut mode {
+            pool.ports = snat_ports.clone();
+        }
         let address = self.address?.into_inner();
         Some(Service {
             name: self.name?.into_inner(),
@@ -167,8 +175,10 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
     let known_protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
     let mut backends = read_backends(service.backend, &place, problems);
     let quic = quic::read(service.quic, known_protocol, &mut backends, problems);
-    let shape::Service { mode, encapsulation, gue_port, outer_source, direct, .. } = service;
-    let forwarding = forwarding::read(Keys { mode, encapsulation, gue_port, outer_source, direct }, problems);
+    let shape::Service { mode, encapsulation, gue_port, outer_source, snat, snat_source, direct, .. } =
+        service;
+    let keys = Keys { mode, encapsulation, gue_port, outer_source, snat, snat_source, direct };
+    let forwarding = forwarding::read(keys, problems);
     forwarding.check(address.as_ref(), &backends, problems);
     let transition = problems.read_or(service.transition, default_transition(known_protocol), transition);
     let udp_drain = read_udp_drain(service.udp_drain, known_protocol, problems);

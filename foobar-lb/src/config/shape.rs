@@ -46,6 +46,7 @@ pub(super) struct Daemon {
     pub(super) flows: Number,
     pub(super) half_open: Number,
     pub(super) mappings: Number,
+    pub(super) snat_ports: Text,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +73,8 @@ pub(super) struct Service {
     pub(super) encapsulation: Text,
     pub(super) gue_port: Number,
     pub(super) outer_source: Texts,
+    pub(super) snat: Text,
+    pub(super) snat_source: Texts,
     pub(super) affinity: Text,
     pub(super) mss: Option<Spanned<Size>>,
     pub(super) table_size: Number,

@@ -152,6 +152,20 @@ pub(super) fn port(value: Integer, what: &str) -> Result<u16, Fault> {
     Ok(port.try_into().expect("the range fits"))
 }
 
+/// The first port and the last.
+pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, Fault> {
+    let example = "the first port and the last, such as \"1024-32767\"";
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+    let (first, last) = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((port(first)?, port(last)?)))
+        .ok_or_else(|| Fault::new(format!("{text:?} is not a range of ports"), example))?;
+    if first > last {
+        return Err(Fault::new(format!("the range {text} is empty"), format!("\"{last}-{first}\"")));
+    }
+    Ok(first..=last)
+}
+
 /// One of `choices`; `unavailable` are words of the balancer's language that this version does not speak.
 pub(super) fn choice<T: Copy>(
     text: &str,
@@ -273,16 +287,6 @@ fn check_not_mapped(ip: IpAddr) -> Result<(), Fault> {
         }
         None => Ok(()),
     }
-}
-
-/// The least prime that is `number` or more, far from the limits of the type.
-pub(super) fn next_prime(number: u32) -> u32 {
-    (number..).find(|&candidate| is_prime(candidate)).expect("a prime is never twice as far")
-}
-
-pub(super) fn is_prime(number: u32) -> bool {
-    let divisors = (2..).take_while(|&divisor: &u32| divisor * divisor <= number);
-    number >= 2 && divisors.into_iter().all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// What people call the family of an address.

@@ -353,6 +353,7 @@ impl State {
         let needs = |service: &Service| {
             service.table.unsettled() > 0
                 || service.config.remember == Remember::All
+                || service.config.mode.pool().is_some()
                 || service.backends.iter().any(|backend| backend.removed)
         };
         !self.retired.is_empty() || !self.left.is_empty() || self.services.iter().any(needs)

@@ -1,14 +1,15 @@
-//! What keeps packets from a backend whose next hop is known. `dsr` and `tunnel` ask more of it than `nat`: what the
-//! program does not send itself in these modes, the kernel cannot forward, as it is still for the VIP.
+//! What keeps packets from a backend whose next hop is known. `dsr`, `tunnel` and `snat` ask more of it than `nat`: what
+//! the program does not send itself in these modes, the kernel cannot forward, as it is still for the VIP, or seems to
+//! come from the machine itself.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use foobar_lb_ebpf::layout;
 use ipnet::IpNet;
 
 use super::{Backend, State};
 use crate::{
-    model::{Mode, Tunnel},
+    model::{Mode, Pool, Tunnel},
     neighbour::{NextHop, View},
 };
 
@@ -20,7 +21,10 @@ pub enum Obstacle {
     /// The program does not run on the interface of this name.
     Unattached(String),
     /// There is no address that outer packets could come from.
-    NoSource,
+    NoSource {
+        /// The key that would name one.
+        key: &'static str,
+    },
 }
 
 impl fmt::Display for Obstacle {
@@ -30,8 +34,8 @@ impl fmt::Display for Obstacle {
             Self::Unattached(interface) => {
                 write!(f, "reached by {interface}, which is not attached: name that interface too")
             }
-            Self::NoSource => {
-                write!(f, "no address of this machine for outer packets to come from: set `outer_source`")
+            Self::NoSource { key } => {
+                write!(f, "no address of this machine for its packets to come from: set `{key}`")
             }
         }
     }
@@ -58,10 +62,15 @@ fn find(
     view: &View,
 ) -> Option<Obstacle> {
     let lacks = match mode {
-        Mode::Nat => return None,
+        Mode::Nat | Mode::Hairpin(_) => return None,
         Mode::Dsr if !hop.on_link => Some(Obstacle::Gateway),
-        Mode::Tunnel(tunnel) if outer_source(tunnel, backend).is_none() => Some(Obstacle::NoSource),
-        Mode::Dsr | Mode::Tunnel(_) => None,
+        Mode::Tunnel(tunnel) if outer_source(tunnel, backend).is_none() => {
+            Some(Obstacle::NoSource { key: "outer_source" })
+        }
+        Mode::Snat(pool) if sources(pool, backend).is_empty() => {
+            Some(Obstacle::NoSource { key: "snat_source" })
+        }
+        Mode::Dsr | Mode::Tunnel(_) | Mode::Snat(_) => None,
     };
     let unattached = || {
         let name = view.links.get(&hop.interface).map_or("an interface", |link| &link.name);
@@ -75,4 +84,15 @@ pub(super) fn outer_source(tunnel: &Tunnel, backend: &Backend) -> Option<IpNet> 
     let is_ipv6 = backend.config.address.is_ipv6();
     let configured = tunnel.sources.iter().find(|source| source.addr().is_ipv6() == is_ipv6);
     configured.copied().or_else(|| backend.next_hop?.local.map(IpNet::from))
+}
+
+/// The addresses that packets to the backend come from, as far as they are known.
+pub(super) fn sources(pool: &Pool, backend: &Backend) -> Vec<IpAddr> {
+    let is_ipv6 = backend.config.address.is_ipv6();
+    let configured = pool.addresses.iter().filter(|address| address.is_ipv6() == is_ipv6);
+    let configured: Vec<_> = configured.copied().collect();
+    match configured.is_empty() {
+        true => backend.next_hop.and_then(|hop| hop.local).into_iter().collect(),
+        false => configured,
+    }
 }

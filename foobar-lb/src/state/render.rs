@@ -12,11 +12,15 @@ use foobar_lb_ebpf::{
 };
 use ipnet::IpNet;
 
-use super::{Backend, Service, Standing, State, obstacle::outer_source};
+use super::{
+    Backend, Service, Standing, State,
+    obstacle::{outer_source, sources},
+};
 use crate::{
     image::{DirectPrefix, Image, address, endpoint},
-    model::{self, Affinity, Encapsulation, Mode, Mss, Protocol, Unmatched, Vip},
+    model::{self, Affinity, Encapsulation, Mode, Mss, Pool, Protocol, Unmatched, Vip},
     neighbour,
+    prime::largest_prime,
 };
 
 impl State {
@@ -65,13 +69,16 @@ impl State {
         for (backend, standing) in service.backends.iter().zip(service.standings()) {
             let protocol = service.config.key.protocol;
             let rendered = self.render_backend(backend, protocol, standing);
+            if let Some(pool) = service.config.mode.pool() {
+                self.render_sources(pool, backend, service.config.announce, image);
+            }
             match &service.config.mode {
-                Mode::Nat => {
+                Mode::Nat | Mode::Hairpin(_) => {
                     let direct = if service.config.direct.is_empty() { 0 } else { service.list };
                     let reply = Reply { service: end, backend: backend.id, direct, mss, pad: 0 };
                     image.replies.insert(rendered.endpoint, reply);
                 }
-                Mode::Dsr => {}
+                Mode::Dsr | Mode::Snat(_) => {}
                 Mode::Tunnel(tunnel) => {
                     let source = outer_source(tunnel, backend);
                     let tunnel = source.map(|source| render_tunnel(tunnel.encapsulation, &source));
@@ -80,6 +87,29 @@ impl State {
             }
             image.backends.insert(backend.id, rendered);
         }
+    }
+
+    /// Where packets to the backend come from. What is no address of this machine is as a VIP without a service.
+    fn render_sources(&self, pool: &Pool, backend: &Backend, announce: bool, image: &mut Image) {
+        let known = sources(pool, backend);
+        if known.is_empty() {
+            return;
+        }
+        let mut addresses = [NO_ADDRESS; layout::Sources::MOST];
+        for (place, source) in addresses.iter_mut().zip(&known) {
+            *place = address(*source);
+            let flags = image.addresses.entry(*place).or_default();
+            *flags |= address_flag::SOURCE;
+            if *flags & address_flag::LOCAL == 0 {
+                let announced = if announce { address_flag::ANNOUNCED } else { 0 };
+                *flags |= address_flag::VIP | announced;
+            }
+        }
+        let count = known.len().min(addresses.len()) as u32;
+        let (first_port, ports) =
+            (*pool.ports.start(), largest_prime(pool.ports.len() as u32).unwrap_or(1) as u16);
+        let sources = layout::Sources { addresses, count, first_port, ports };
+        image.sources.insert(backend.id, sources);
     }
 
     /// With the addresses that ICMP errors come from.
@@ -145,8 +175,10 @@ fn render_vip(service: &model::Service, flags: &mut u32) {
 fn mode(mode: &Mode) -> u32 {
     match mode {
         Mode::Nat => mode::NAT,
+        Mode::Hairpin(_) => mode::HAIRPIN,
         Mode::Dsr => mode::DSR,
         Mode::Tunnel(_) => mode::TUNNEL,
+        Mode::Snat(_) => mode::SNAT,
     }
 }
 
@@ -182,7 +214,11 @@ fn largest_segment(service: &Service) -> u32 {
     let family = |address: IpAddr| if address.is_ipv4() { Family::V4 } else { Family::V6 };
     let vip = family(service.config.key.address.ip());
     let outer = |backend: &Backend| match &service.config.mode {
-        Mode::Nat | Mode::Dsr => 0,
+        Mode::Nat | Mode::Hairpin(_) | Mode::Dsr => 0,
+        // What it grows by where the backend is of the other family.
+        Mode::Snat(_) => {
+            family(backend.config.address.ip()).header_length().saturating_sub(vip.header_length())
+        }
         Mode::Tunnel(tunnel) => {
             let udp = if tunnel.encapsulation == Encapsulation::Ipip { 0 } else { UDP_LENGTH };
             family(backend.config.address.ip()).header_length() + udp

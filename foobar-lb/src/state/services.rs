@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::{Backend, Service, State, View, Word};
 use crate::{
-    model::{self, Affinity, Mode, Protocol, ServiceKey},
+    model::{self, Affinity, Protocol, ServiceKey},
     slots::Table,
 };
 
@@ -200,7 +200,7 @@ impl State {
         let claimed: HashSet<(Protocol, SocketAddr)> = self
             .services
             .iter()
-            .filter(|service| service.config.mode == Mode::Nat)
+            .filter(|service| service.config.mode.knows_replies_by_backend())
             .flat_map(|service| {
                 let present = service.backends.iter().filter(|backend| !backend.removed);
                 present.map(|backend| (service.config.key.protocol, backend.config.address))
@@ -210,7 +210,7 @@ impl State {
         let mut displaced = Vec::new();
         for service in &mut self.services {
             let protocol = service.config.key.protocol;
-            let replies = service.config.mode == Mode::Nat;
+            let replies = service.config.mode.knows_replies_by_backend();
             service.backends.retain(|backend| {
                 let address = backend.config.address;
                 let claimed = replies && claimed.contains(&(protocol, address));

@@ -1,9 +1,9 @@
-//! What the services of a configuration ask of the kernel. In mode `nat` it tells the way of every reply, so nothing
-//! works unless it forwards. What goes to backends of `dsr` and `tunnel` only the program sends.
+//! What the services of a configuration ask of the kernel. In modes `nat` and `snat` it tells the way of every reply, so
+//! nothing works unless it forwards. What goes to backends of `dsr` and `tunnel` only the program sends.
 
 use std::net::IpAddr;
 
-use crate::model::{Mode, Service};
+use crate::model::Service;
 
 /// Address families.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl FromIterator<IpAddr> for Families {
 /// What is asked of the kernel, for all services together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demands {
-    /// The families of `nat` services: it tells the way of replies, and forwards what the program cannot send.
+    /// The families of the VIPs of `nat` and `snat` services: it tells the way of replies, and forwards what the program cannot send.
     pub replies: Families,
     /// One of their VIPs is, or may become, an IPv4 address of this machine.
     pub local_vip: bool,
@@ -36,7 +36,7 @@ impl Demands {
     /// Of `services` on a machine with the addresses `locals`. `may_move`: a VIP that the balancer does not announce
     /// may become an address of this machine, as those do that keepalived moves.
     pub fn new(services: &[Service], locals: &[IpAddr], may_move: bool) -> Self {
-        let rewritten = || services.iter().filter(|service| service.mode == Mode::Nat);
+        let rewritten = || services.iter().filter(|service| !service.mode.keeps_destination());
         let vip = |service: &Service| service.key.address.ip();
         let is_local = |service: &Service| locals.contains(&vip(service)) || may_move && !service.announce;
         Self {

@@ -265,3 +265,17 @@ fn a_backend_is_quiet_on_all_interfaces_and_no_setting_is_made_weaker() {
     kernel.write(&[("net/ipv4/conf/all/rp_filter", 1)]);
     assert_eq!(needed(), owned([("net/ipv4/conf/eth0/rp_filter", 2)]));
 }
+
+#[test]
+fn ports_are_shared_unless_they_are_reserved() {
+    let kernel = Kernel::new();
+    kernel.add("net/ipv4/ip_local_port_range", "32768\t60999\n");
+    kernel.add("net/ipv4/ip_local_reserved_ports", "\n");
+    assert_eq!(kernel.sysctls.shared_ports(&(1024..=32_767)).unwrap(), None);
+    assert_eq!(kernel.sysctls.shared_ports(&(1024..=32_768)).unwrap(), Some(32_768..=60_999));
+    kernel.add("net/ipv4/ip_local_reserved_ports", "8080,32768-32770\n");
+    assert_eq!(kernel.sysctls.shared_ports(&(1024..=32_770)).unwrap(), None);
+    assert_eq!(kernel.sysctls.shared_ports(&(1024..=32_771)).unwrap(), Some(32_768..=60_999));
+    kernel.add("net/ipv4/ip_local_port_range", "a few\n");
+    assert!(kernel.sysctls.shared_ports(&(1..=2)).unwrap_err().to_string().contains("a few"));
+}

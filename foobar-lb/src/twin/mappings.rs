@@ -5,8 +5,10 @@ use std::{cell::RefCell, collections::BTreeMap};
 use elsa::FrozenVec;
 use foobar_lb_ebpf::{
     layout::{Entry, FlowKey, Mapping},
-    snat::Added,
+    snat::{Added, Life, reversed},
 };
+
+use crate::sweep::MappedFlow;
 
 /// The map of mappings. The data path holds on to a mapping while it adds and removes others, so mappings stay where they
 /// are and removing one only takes it off the index.
@@ -45,6 +47,24 @@ impl Mappings {
     /// Removes one; false where there is none.
     pub fn remove(&self, flow: &FlowKey) -> bool {
         self.index.borrow_mut().remove(flow).is_some()
+    }
+
+    /// Forgets all flows that are not to be kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&MappedFlow) -> bool) {
+        for (key, mapping) in self.all() {
+            let other = self.get(&reversed(&mapping.to)).filter(|other| other.to == reversed(&key));
+            let is_back = mapping.back != 0;
+            // It was, or will be, shown by the mapping of its other direction.
+            if is_back && other.is_some() {
+                continue;
+            }
+            let flow = if is_back { reversed(&mapping.to) } else { key };
+            let backend = mapping.entry.load().backend;
+            if !keep(&MappedFlow { flow, backend, life: Life::of(&mapping, other) }) {
+                self.remove(&key);
+                self.remove(&reversed(&mapping.to));
+            }
+        }
     }
 
     /// Every flow and its mapping, in an order that does not depend on chance.

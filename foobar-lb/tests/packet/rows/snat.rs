@@ -1,12 +1,14 @@
 //! Flows both of whose ends are replaced: in mode `snat` all of them, with hairpin those of the backends' own subnet.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
-use foobar_lb::image::{Image, address};
+use foobar_lb::{
+    image::{Image, address},
+    model::{Mode, Pool},
+};
 use foobar_lb_ebpf::{
     headers::Side,
-    ip,
-    layout::{NO_ADDRESS, Sources, address_flag, entry_state, mode},
+    layout::entry_state,
     reason::{Reason, Verdict},
 };
 
@@ -33,7 +35,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(each(returns_to_the_backends_side));
     rows.extend(each(in_fragments));
     rows.extend(each(refused_without_room));
-    for mode in [mode::SNAT, mode::HAIRPIN] {
+    for mode in [Mode::Snat as Mapped, Mode::Hairpin] {
         rows.extend(each(|family, transport| from_backend_subnet(mode, family, transport)));
     }
     rows.extend(each(not_by_hairpin));
@@ -48,32 +50,18 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// Where the balancer talks to backends from: of its addresses one, and of that so many ports.
-fn image(story: &Story, mode: u32, ports: u16) -> Image {
-    let mut image = story.image();
-    for service in image.services.values_mut() {
-        service.mode = mode;
-    }
-    for (id, backend) in &image.backends {
-        let family = match ip::Family::of(&backend.endpoint.address) {
-            ip::Family::V4 => Family::V4,
-            ip::Family::V6 => Family::V6,
-        };
-        let mut addresses = [NO_ADDRESS; Sources::MOST];
-        addresses[0] = address(BACKEND_SIDE.balancer.ip(family));
-        let sources = Sources { addresses, count: 1, first_port: FIRST_PORT, ports };
-        image.sources.insert(*id, sources);
-    }
-    for family in Family::BOTH {
-        *image.addresses.entry(address(BACKEND_SIDE.balancer.ip(family))).or_default() |=
-            address_flag::SOURCE;
-    }
-    image
+/// Both ends are replaced, of all flows or of those of the backends' subnet.
+type Mapped = fn(Pool) -> Mode;
+
+/// The balancer talks to backends from so many ports of its address on their side.
+fn image(story: Story, mode: Mapped, ports: RangeInclusive<u16>) -> Image {
+    let pool = || Pool { addresses: vec![], ports: ports.clone() };
+    story.configured(|service| service.mode = mode(pool())).image()
 }
 
 /// The first backend has everything, and each of its flows the same source.
-fn settled(mode: u32) -> Image {
-    image(&Story::settled(), mode, 1)
+fn settled(mode: Mapped) -> Image {
+    image(Story::settled(), mode, FIRST_PORT..=FIRST_PORT)
 }
 
 fn own(family: Family) -> SocketAddr {
@@ -139,7 +127,7 @@ fn refuses(what: &str, image: Image, request: &Datagram, why: Reason) -> Row {
 
 fn goes_on(family: Family, transport: Transport) -> Row {
     let request = Datagram::request(family, transport);
-    reaches("snat: a request of a mapped flow", settled(mode::SNAT), &request)
+    reaches("snat: a request of a mapped flow", settled(Mode::Snat), &request)
         .mapped(pair(&request, 0, 0, SECOND))
         .holding([Held { age: NOW, ..pair(&request, 0, 0, SECOND)[0] }, pair(&request, 0, 0, SECOND)[1]])
 }
@@ -162,7 +150,7 @@ fn returns_to_the_backends_side(family: Family, transport: Transport) -> Row {
 fn comes_back(what: &str, request: &Datagram, reply: &Datagram, out: &Datagram, verdict: Verdict) -> Row {
     let [forward, back] = pair(request, 0, 0, SECOND);
     let traffic = (forward.backend, Side::Source);
-    let (name, image) = (called(what, reply), settled(mode::SNAT));
+    let (name, image) = (called(what, reply), settled(Mode::Snat));
     Row::translates(name, image, BACKEND_SIDE.index, reply.frame(), out.frame(), verdict, traffic)
         .mapped([forward, back])
         .holding([forward, Held { age: NOW, ..back }])
@@ -178,7 +166,7 @@ fn in_fragments(family: Family, transport: Transport) -> Row {
         (request.carrying(packet), reaching(&request).carrying(out))
     });
     let [forward, back] = pair(&request, 0, 0, SECOND);
-    let row = reaches("snat: a later fragment", settled(mode::SNAT), &request);
+    let row = reaches("snat: a later fragment", settled(Mode::Snat), &request);
     let held = [Held { age: NOW, ..forward }, back];
     Row { frame: later.0, out: later.1, ..row }.after(first.0).mapped([forward, back]).holding(held)
 }
@@ -188,7 +176,7 @@ fn openings(family: Family) -> Vec<Row> {
     let (syn, udp) =
         [Transport::Syn, Transport::Udp].map(|transport| Datagram::request(family, transport)).into();
     let data = Datagram::request(family, Transport::Ack);
-    let image = || settled(mode::SNAT);
+    let image = || settled(Mode::Snat);
     let opening = |syn| pair(syn, entry_state::OPENING, entry_state::OPENING, NOW);
     vec![
         reaches("snat: a SYN", image(), &syn).holding(opening(&syn)),
@@ -211,7 +199,7 @@ fn openings(family: Family) -> Vec<Row> {
 fn endings(family: Family) -> Vec<Row> {
     let of = |transport| Datagram::request(family, transport);
     let (syn, data) = (of(Transport::Syn), of(Transport::Ack));
-    let image = || settled(mode::SNAT);
+    let image = || settled(Mode::Snat);
     let ending = |transport, state| {
         let request = of(transport);
         let [forward, back] = pair(&request, 0, 0, SECOND);
@@ -257,7 +245,7 @@ fn ports(family: Family) -> Vec<Row> {
     let (syn, udp) = (Datagram::request(family, Transport::Syn), Datagram::request(family, Transport::Udp));
     let other_udp = Datagram { from, ..udp.clone() };
     let opened = || pair(&syn, entry_state::OPENING, entry_state::OPENING, NOW);
-    let image = || settled(mode::SNAT);
+    let image = || settled(Mode::Snat);
     let taken = |what, request: &Datagram, held: [Held; 2]| {
         refuses(what, image(), request, Reason::NoPort).mapped(held).holding(held)
     };
@@ -288,14 +276,14 @@ fn refused_without_room(family: Family, transport: Transport) -> Row {
         [forward, Held { flow: to_other_port, ..back }]
     });
     let others: Vec<_> = others.collect();
-    refuses("snat: a flow without room", settled(mode::SNAT), &request, Reason::NotMapped)
+    refuses("snat: a flow without room", settled(Mode::Snat), &request, Reason::NotMapped)
         .mapped(others.clone())
         .holding(others)
 }
 
 /// The backend does not serve any more.
 fn without_a_backend(family: Family) -> Vec<Row> {
-    let image = || image(&Story::moving(), mode::SNAT, 1);
+    let image = || image(Story::moving(), Mode::Snat, FIRST_PORT..=FIRST_PORT);
     let dead = || {
         let mut image = image();
         image.backends.values_mut().for_each(|backend| {
@@ -334,13 +322,13 @@ fn without_a_backend(family: Family) -> Vec<Row> {
 }
 
 /// The client would get the reply past the balancer.
-fn from_backend_subnet(mode: u32, family: Family, transport: Transport) -> Row {
+fn from_backend_subnet(mode: Mapped, family: Family, transport: Transport) -> Row {
     let link = arriving(COLLEAGUE, BACKEND_SIDE);
     let from = world::client(COLLEAGUE, family);
     let request = Datagram { link, from, ..Datagram::request(family, transport) };
     let [forward, back] = pair(&request, 0, 0, SECOND);
     let row = reaches("snat: from the backends' subnet", settled(mode), &request);
-    let name = format!("{} in mode {mode}", row.name);
+    let name = format!("{} in mode {}", row.name, mode(Pool { addresses: vec![], ports: 1..=1 }).name());
     Row { name, ingress: BACKEND_SIDE.index, ..row }
         .ending_in(Verdict::Transmit)
         .mapped([forward, back])
@@ -350,7 +338,7 @@ fn from_backend_subnet(mode: u32, family: Family, transport: Transport) -> Row {
 /// All others keep their source.
 fn not_by_hairpin(family: Family, transport: Transport) -> Row {
     let request = Datagram::request(family, transport);
-    let row = reaches("hairpin: from another subnet", settled(mode::HAIRPIN), &request);
+    let row = reaches("hairpin: from another subnet", settled(Mode::Hairpin), &request);
     Row { out: request.reaching(WEB1).frame(), ..row }
 }
 
@@ -358,7 +346,7 @@ fn not_by_hairpin(family: Family, transport: Transport) -> Row {
 fn to_the_balancer(family: Family, transport: Transport) -> Row {
     let answer = reply(family, transport);
     let name = called("hairpin: an answer to the balancer", &answer);
-    let image = settled(mode::HAIRPIN);
+    let image = settled(Mode::Hairpin);
     Row::passes(name, image, BACKEND_SIDE.index, answer.frame(), Reason::ToBalancer)
 }
 
@@ -402,7 +390,7 @@ fn about_reply(speaker: Host, request: &Datagram, reply: &Datagram) -> Row {
     };
     let traffic = (id(WEB1, family, request.transport.protocol()), Side::Destination);
     let name = format!("{} of {speaker:?}", called("snat: an error about a reply", request));
-    let (image, verdict) = (settled(mode::SNAT), Verdict::Redirect(BACKEND_SIDE.index));
+    let (image, verdict) = (settled(Mode::Snat), Verdict::Redirect(BACKEND_SIDE.index));
     Row::translates(name, image, CLIENT_SIDE.index, error.frame(), out.frame(), verdict, traffic)
 }
 
@@ -427,6 +415,6 @@ fn about_request(speaker: Host, request: &Datagram) -> Row {
     };
     let traffic = (id(WEB1, family, request.transport.protocol()), Side::Source);
     let name = format!("{} of {speaker:?}", called("snat: an error about a request", request));
-    let (image, verdict) = (settled(mode::SNAT), Verdict::Redirect(CLIENT_SIDE.index));
+    let (image, verdict) = (settled(Mode::Snat), Verdict::Redirect(CLIENT_SIDE.index));
     Row::translates(name, image, BACKEND_SIDE.index, error.frame(), out.frame(), verdict, traffic)
 }

@@ -68,7 +68,7 @@ fn varied(way: Way, free: u8, family: Family, transport: Transport) -> Row {
     let row = way.translates(&what, &request, request.frame(), out);
     let story = way.story().configured(|service| match &mut service.mode {
         Mode::Tunnel(tunnel) => tunnel.sources = sources.to_vec(),
-        Mode::Nat | Mode::Dsr => unreachable!("it is a tunnel"),
+        _ => unreachable!("it is a tunnel"),
     });
     Row { image: story.image(), ..row }
 }
