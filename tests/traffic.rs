@@ -3,6 +3,7 @@
 
 mod support;
 
+mod affinity;
 mod attach;
 mod bulk;
 mod checksums;
@@ -25,6 +26,7 @@ mod one_arm;
 mod passthrough;
 mod path_mtu;
 mod ping;
+mod quic;
 mod reload;
 mod same_subnet;
 mod spread;

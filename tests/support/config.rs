@@ -49,6 +49,13 @@ impl Service {
         self.weighted_backend(name, address, 1)
     }
 
+    /// One more key of the last backend.
+    pub fn backend_key(mut self, line: &str) -> Self {
+        let backend = self.backends.last_mut().expect("it follows a backend");
+        *backend += &format!("\n{line}");
+        self
+    }
+
     /// One more backend.
     pub fn weighted_backend(mut self, name: &str, address: SocketAddr, weight: u16) -> Self {
         self.backends.push(format!("name = \"{name}\"\naddress = \"{address}\"\nweight = {weight}"));

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod http;
 pub mod network;
 pub mod nginx;
+pub mod quic;
 pub mod site;
 pub mod traces;
 pub mod tshark;

@@ -31,7 +31,7 @@ impl Mode {
     }
 
     /// The keys of a service.
-    fn keys(self) -> &'static [&'static str] {
+    pub fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Nat => &["mode = \"nat\""],
             Self::Dsr => &["mode = \"dsr\""],
