@@ -3,7 +3,7 @@
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
-    headers::{Ethernet, Icmp, Ports, Side, ether_type},
+    headers::{Ethernet, Icmp, Ports, Side, UDP_LENGTH, ether_type},
     ip::{Family, Ip},
     layout::{Address, Endpoint, FlowKey, TCP, UDP},
     packet::{Frame, Packet},
@@ -145,16 +145,27 @@ impl Parsed {
         }
     }
 
+    /// Where its IP packet ends, bytes from the start of the frame.
+    #[inline(always)]
+    pub fn end(&self) -> u32 {
+        IP + u32::from(self.ip.length)
+    }
+
     /// Bytes of its frame, which may need several buffers; asking the kernel would cost as much as a look-up.
     #[inline(always)]
     pub fn frame_length(&self, frame: &Frame<'_>) -> u64 {
-        frame.len().max(u64::from(IP + u32::from(self.ip.length)))
+        frame.len().max(self.end().into())
     }
 
-    /// The whole transport header must be there: one that is cut short is not rewritten.
+    /// The whole transport header must be there: one that is cut short is not rewritten. What lies behind the IP packet,
+    /// as padding does, is none of it.
     #[inline(always)]
     fn parse_transport(&mut self, frame: &Frame<'_>) -> Result<(), Reason> {
         let at = self.ip.next;
+        let length = if self.ip.protocol == TCP { TcpHdr::LEN as u32 } else { UDP_LENGTH };
+        if at + length > self.end() {
+            return Ok(());
+        }
         if self.ip.protocol == TCP {
             let Ok(tcp) = frame.at::<TcpHdr>(at) else { return Ok(()) };
             self.kind = self.tcp_kind(tcp);
@@ -211,7 +222,8 @@ impl Parsed {
         let Ok(ports) = frame.at::<Ports>(inner.next) else { return Ok(()) };
         let to_sender =
             self.family.has_address(&frame, quoted, Side::Source, &self.flow.destination.address)?;
-        if !inner.first || !matches!(inner.protocol, TCP | UDP) || !to_sender {
+        let is_whole = inner.next + size_of::<Ports>() as u32 <= self.end();
+        if !inner.first || !matches!(inner.protocol, TCP | UDP) || !to_sender || !is_whole {
             return Ok(());
         }
         self.family.address(&frame, quoted, Side::Destination, &mut self.flow.source.address)?;

@@ -47,7 +47,7 @@ fn rewrite_end(
     };
     match parsed.kind {
         Kind::Error { quoted, transport } => {
-            let places = Quoted { ip: quoted, transport, end: IP + u32::from(parsed.ip.length) };
+            let places = Quoted { ip: quoted, transport, end: parsed.end() };
             rewrite_error(frame, parsed, side, from, to, places, routers)
         }
         _ => {

@@ -63,3 +63,19 @@ fn a_packet_that_ends_within_its_header_is_none() {
         assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed), "{length}");
     }
 }
+
+/// What lay behind it was taken for its end, and was balanced with it.
+#[test]
+fn an_error_that_quotes_what_lies_behind_it_quotes_nothing() {
+    const PAYLOAD_LENGTH: usize = ETHERNET + 4;
+    let request = Datagram::request(Family::V6, Transport::Ack);
+    let Datagram { link, from, to, hops, .. } = request.clone();
+    let quoted = Datagram { from: to, to: from, ..request }.packet();
+    let complaint = Complaint::PortUnreachable;
+    let error = IcmpError { link, from: from.ip(), to: to.ip(), hops, complaint, quoted };
+    let mut frame = error.frame();
+    frame[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 2].copy_from_slice(&[0, 0]);
+    let mut stage = Stage::new(Way::Nat, Story::settled().image());
+    let outcome = stage.check(&Arrival { ingress: CLIENT_SIDE.index, frame });
+    assert!(outcome.verdict == Verdict::Drop && outcome.is(Reason::NoService));
+}

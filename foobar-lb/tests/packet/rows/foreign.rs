@@ -1,6 +1,7 @@
 //! What is none of the balancer's business, or cannot be read: it stays as it is.
 
 use etherparse::EtherType;
+use foobar_lb::model::Protocol;
 use foobar_lb_ebpf::reason::Reason;
 
 use super::{called, each};
@@ -28,6 +29,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend([EtherType(0x88cc), EtherType::VLAN_TAGGED_FRAME, EtherType(60)].map(not_ip));
     rows.extend([short_header(), cut_options()]);
     rows.extend([0, 19].map(shorter_than_its_header));
+    rows.extend(each(ended_by_padding));
     rows.extend([CLIENT, VIP].map(mapped));
     rows
 }
@@ -126,6 +128,22 @@ fn shorter_than_its_header(length: u8) -> Row {
     let mut frame = Datagram::request(Family::V4, Transport::Ack).frame();
     frame[TOTAL_LENGTH..TOTAL_LENGTH + 2].copy_from_slice(&[0, length]);
     passes(format!("an IPv4 packet of {length} bytes"), CLIENT_SIDE, frame, Reason::Malformed)
+}
+
+/// What looks like the rest of its transport header lies behind the packet.
+fn ended_by_padding(family: Family, transport: Transport) -> Row {
+    let request = Datagram::request(family, transport);
+    let last = match transport.protocol() {
+        Protocol::Tcp => 19,
+        Protocol::Udp => 7,
+    };
+    let mut frame = request.frame();
+    let (place, length) = match family {
+        Family::V4 => (ETHERNET + 2, ip_header(family) + last),
+        Family::V6 => (ETHERNET + 4, last),
+    };
+    frame[place..place + 2].copy_from_slice(&(length as u16).to_be_bytes());
+    drops(called("a packet that ends within its transport header", &request), frame, Reason::NoService)
 }
 
 fn short_header() -> Row {
