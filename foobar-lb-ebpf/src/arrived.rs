@@ -6,9 +6,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use foobar_lb_ebpf::{
+    checksum::{self, Change},
     extension::Beyond,
     flow::MOST_EXTENSIONS,
-    mss,
+    mss, nat64,
     packet::{Frame, Packet},
     reason::Reason,
 };
@@ -57,6 +58,19 @@ impl Packet for Arrived<'_> {
     fn clamp_mss(&mut self, tcp: u32, most: u16) {
         clamp_mss(self.0.ctx, tcp, most.into());
     }
+
+    #[inline(always)]
+    fn sum(&mut self, from: u32, bytes: u32) -> Result<Change, Reason> {
+        match sum(self.0.ctx, from, bytes) {
+            NO_SUM => Err(Reason::Malformed),
+            word => Ok(Change::from_word(word)),
+        }
+    }
+
+    #[inline(always)]
+    fn is_source_routed(&mut self, end: u32) -> bool {
+        is_source_routed(self.0.ctx, end) != 0
+    }
 }
 
 // What follows is rarely needed, and loops. As functions of their own, with C's calling convention and names for the
@@ -77,4 +91,23 @@ extern "C" fn clamp_mss(context: *mut xdp_md, tcp: u32, most: u32) -> u32 {
     let context = XdpContext::new(context);
     mss::clamp(&mut Arrived(&context).frame(), tcp, most as u16);
     0
+}
+
+/// In place of a sum.
+const NO_SUM: u32 = u32::MAX;
+
+/// [`checksum::sum`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sum(context: *mut xdp_md, from: u32, bytes: u32) -> u32 {
+    let context = XdpContext::new(context);
+    checksum::sum(&Arrived(&context).frame(), from, bytes).map_or(NO_SUM, Change::to_word)
+}
+
+/// [`nat64::is_source_routed`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_source_routed(context: *mut xdp_md, end: u32) -> u32 {
+    let context = XdpContext::new(context);
+    nat64::is_source_routed(&Arrived(&context).frame(), end).into()
 }

@@ -35,8 +35,9 @@ pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     match decision {
         Decision::Verdict(verdict) => verdict,
         Decision::Complain(reason, mtu) => complain(packet, tables, reason, mtu),
+        Decision::Translate(verdict) if nat64::translate(packet, tables) => verdict,
         // Its mappings have gone again meanwhile.
-        Decision::Open(_) => Verdict::Drop,
+        Decision::Open(_) | Decision::Translate(_) => Verdict::Drop,
     }
 }
 
@@ -46,17 +47,21 @@ pub enum Decision {
     Verdict(Verdict),
     /// Its flow needs mappings to this backend, and then it is to be decided again.
     Open(u32),
+    /// This, when it has been made a packet of the other IP.
+    Translate(Verdict),
     /// Its sender is to be told why it does not go on, and how large an IP packet may be, bytes.
     Complain(Reason, u32),
 }
 
-/// [`balance`] but for the rare: complaining, and opening a flow that needs mappings; `is_open` after that.
+/// [`balance`] but for the rare: complaining, making a packet one of the other IP, and opening a flow that needs mappings;
+/// `is_open` after that.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_open: bool) -> Decision {
     let mut parsed = Parsed::new();
     let reason = match try_balance(packet, tables, &mut parsed, is_open) {
         Ok(verdict) => return Decision::Verdict(verdict),
         Err(Halt::Open(backend)) => return Decision::Open(backend),
+        Err(Halt::Translate(verdict)) => return Decision::Translate(verdict),
         Err(Halt::For(reason)) => reason,
     };
     tables.count(reason, parsed.frame_length(&packet.frame()));
@@ -88,6 +93,8 @@ enum Halt {
     For(Reason),
     /// [`Decision::Open`].
     Open(u32),
+    /// [`Decision::Translate`].
+    Translate(Verdict),
 }
 
 impl From<Reason> for Halt {
@@ -132,17 +139,21 @@ fn try_balance<P: Packet, T: Tables>(
     if hop.is_known() || matches!(means, Means::Encapsulate(_)) {
         parsed.family.decrement_hops(&mut frame, IP)?;
     }
+    let mut changes_family = false;
     match means {
         Means::Rewrite(side, to) => rewrite(&mut frame, parsed, side, to)?,
         Means::Replace(_, to) if keeps_family(parsed, to) => replace(&mut frame, parsed, to)?,
-        Means::Replace(_, to) => nat64::translate(packet, parsed, to)?,
+        Means::Replace(..) => changes_family = true,
         Means::Encapsulate(way) => encapsulate(packet, parsed, &way)?,
         Means::Keep => {}
     }
-    if !hop.is_known() {
-        return Err(Reason::HandedToKernel.into());
-    }
-    Ok(transmit(&mut packet.frame(), &hop, ingress)?)
+    let verdict = if hop.is_known() {
+        transmit(&mut packet.frame(), &hop, ingress)?
+    } else {
+        tables.count(Reason::HandedToKernel, bytes);
+        Verdict::Pass
+    };
+    if changes_family { Err(Halt::Translate(verdict)) } else { Ok(verdict) }
 }
 
 /// What a packet is turned into.

@@ -2,12 +2,11 @@
 //! Whom errors are not sent to, and how many, is decided here too (RFC 1812, 4.3.2; RFC 4443, 2.4).
 
 use crate::{
-    checksum::Change,
     flow::{IP, Kind, Parsed, Sign},
-    headers::{Ethernet, ICMP_LENGTH, Icmp, Word},
+    headers::{Ethernet, ICMP_LENGTH, Icmp},
     ip::{Family, Fresh},
     layout::{Address, TCP, address_flag},
-    packet::{Frame, Packet},
+    packet::Packet,
     reason::{Reason, Verdict},
     reset,
     tables::Tables,
@@ -111,9 +110,8 @@ fn report<P: Packet, T: Tables>(
     family.write(&mut frame, IP, &fresh)?;
     let icmp = IP + family.header_length();
     *frame.at_mut::<Icmp>(icmp)? = message(family, reason, mtu);
-    let check = family.pseudo_header(&fresh);
-    let check = sum(&frame, icmp, ICMP_LENGTH + u32::from(quoted), check)?;
-    frame.at_mut::<Icmp>(icmp)?.check = check.finish();
+    let check = packet.sum(icmp, ICMP_LENGTH + u32::from(quoted))?.and(family.pseudo_header(&fresh));
+    packet.frame().at_mut::<Icmp>(icmp)?.check = check.finish();
     Ok(())
 }
 
@@ -147,18 +145,6 @@ fn message(family: Family, reason: Reason, mtu: u32) -> Icmp {
     // In its last four bytes ICMPv6 has the MTU, and ICMP in the last two of them (RFC 1191, 4).
     let data = if reason == Reason::TooBig { mtu.to_be_bytes() } else { [0; 4] };
     Icmp { type_, code, check: [0; 2], data }
-}
-
-#[inline(always)]
-fn sum(frame: &Frame<'_>, from: u32, length: u32, mut sum: Change) -> Result<Change, Reason> {
-    const WORD: u32 = size_of::<Word>() as u32;
-    for word in 0..(ICMP_LENGTH + MOST_QUOTED as u32) / WORD {
-        if word * WORD >= length {
-            break;
-        }
-        sum = sum.added(*frame.at::<Word>(from + word * WORD)?);
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

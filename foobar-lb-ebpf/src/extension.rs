@@ -3,7 +3,8 @@
 use crate::{headers::Extension, ip::Ip, packet::Frame};
 
 const HOP_BY_HOP: u8 = 0;
-const FRAGMENT: u8 = 44;
+/// The protocol number of a fragment header.
+pub const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 

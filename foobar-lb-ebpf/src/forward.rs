@@ -112,19 +112,34 @@ pub fn transmit(frame: &mut Frame<'_>, hop: &Hop, ingress: u32) -> Result<Verdic
     Ok(if hop.interface == ingress { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
 }
 
+/// The checksum of the TCP or UDP header at `transport`.
 #[inline(always)]
-fn checksum<'f>(frame: &'f mut Frame<'_>, transport: u32, protocol: u8) -> Result<&'f mut [u8; 2], Reason> {
+pub fn checksum<'f>(
+    frame: &'f mut Frame<'_>,
+    transport: u32,
+    protocol: u8,
+) -> Result<&'f mut [u8; 2], Reason> {
     Ok(match protocol {
         TCP => &mut frame.at_mut::<TcpHdr>(transport)?.check,
         _ => &mut frame.at_mut::<UdpHdr>(transport)?.check,
     })
 }
 
+/// The checksum of TCP or UDP after a change.
 #[inline(always)]
-fn apply(change: Change, protocol: u8, check: [u8; 2]) -> [u8; 2] {
+pub fn apply(change: Change, protocol: u8, check: [u8; 2]) -> [u8; 2] {
     match protocol {
         TCP => change.apply(check),
         _ => change.apply_udp(check),
+    }
+}
+
+/// Bytes of a TCP header without options, or of a UDP header.
+#[inline(always)]
+pub const fn transport_length(protocol: u8) -> u32 {
+    match protocol {
+        TCP => TcpHdr::LEN as u32,
+        _ => UDP_LENGTH,
     }
 }
 
@@ -187,9 +202,8 @@ fn rewrite_quoted(
     change = change.word(from.port, to.port);
     // Only the first eight bytes behind the IP header are sure to be quoted (RFC 792); what lies behind the error is none
     // of it.
-    let header = if to.protocol == TCP { TcpHdr::LEN as u32 } else { UDP_LENGTH };
     match checksum(frame, quoted.transport, to.protocol) {
-        Ok(check) if quoted.transport + header <= quoted.end => {
+        Ok(check) if quoted.transport + transport_length(to.protocol) <= quoted.end => {
             let old = *check;
             let moved = Change::new().address(&from.address, &to.address).word(from.port, to.port);
             *check = apply(moved, to.protocol, old);

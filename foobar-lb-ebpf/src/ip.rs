@@ -69,6 +69,15 @@ impl Family {
         if is_mapped(&address.0) { Self::V4 } else { Self::V6 }
     }
 
+    /// The other one.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
     /// How Ethernet calls it.
     #[inline(always)]
     pub const fn ether_type(self) -> [u8; 2] {
@@ -212,14 +221,20 @@ impl Family {
         })
     }
 
+    /// Gives the packet at `offset` so many hops.
+    #[inline(always)]
+    pub fn set_hops(self, frame: &mut Frame<'_>, offset: u32, hops: u8) -> Result<(), Reason> {
+        match self {
+            Self::V4 => set_ttl(frame.at_mut::<Ipv4Hdr>(offset)?, hops),
+            Self::V6 => frame.at_mut::<Ipv6Hdr>(offset)?.hop_limit = hops,
+        }
+        Ok(())
+    }
+
     /// Gives the packet at `offset` all hops of a fresh one.
     #[inline(always)]
     pub fn renew_hops(self, frame: &mut Frame<'_>, offset: u32) -> Result<(), Reason> {
-        match self {
-            Self::V4 => set_ttl(frame.at_mut::<Ipv4Hdr>(offset)?, HOPS),
-            Self::V6 => frame.at_mut::<Ipv6Hdr>(offset)?.hop_limit = HOPS,
-        }
-        Ok(())
+        self.set_hops(frame, offset, HOPS)
     }
 
     /// Writes a fresh header at `offset`.

@@ -5,7 +5,13 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use crate::{extension::Beyond, headers::Header, mss, reason::Reason};
+use crate::{
+    checksum::{self, Change},
+    extension::Beyond,
+    headers::Header,
+    mss, nat64,
+    reason::Reason,
+};
 
 /// The bytes of a packet, from its Ethernet header on; of one in several buffers the first, which has all headers. It borrows the packet, so no pointer into it outlives a
 /// change of the packet's size.
@@ -63,7 +69,7 @@ impl Frame<'_> {
 }
 
 /// No header that is read begins farther from the start: Ethernet, two IP headers of 60 bytes and ICMP between.
-const FARTHEST: u32 = 255;
+pub const FARTHEST: u32 = 255;
 
 /// A packet that arrived.
 pub trait Packet {
@@ -83,7 +89,7 @@ pub trait Packet {
     /// Moves the end of the frame: on by so many bytes, or back (negative). `NoRoom` where there are not so many.
     fn move_end(&mut self, bytes: i32) -> Result<(), Reason>;
 
-    /// [`Beyond::of`]. The kernel has this, and the next, as a function of its own.
+    /// [`Beyond::of`]. The kernel has this, and the next three, as functions of their own.
     #[inline(always)]
     fn beyond(&mut self, next: u32, protocol: u8, extensions: u32) -> Beyond {
         Beyond::of(&self.frame(), next, protocol, extensions)
@@ -93,6 +99,18 @@ pub trait Packet {
     #[inline(always)]
     fn clamp_mss(&mut self, tcp: u32, most: u16) {
         mss::clamp(&mut self.frame(), tcp, most);
+    }
+
+    /// [`checksum::sum`].
+    #[inline(always)]
+    fn sum(&mut self, from: u32, bytes: u32) -> Result<Change, Reason> {
+        checksum::sum(&self.frame(), from, bytes)
+    }
+
+    /// [`nat64::is_source_routed`].
+    #[inline(always)]
+    fn is_source_routed(&mut self, end: u32) -> bool {
+        nat64::is_source_routed(&self.frame(), end)
     }
 
     /// Cuts what lies behind the first `length` bytes. `NoRoom` where there are not so many.

@@ -114,6 +114,11 @@ reasons! {
     Unresolved = "unresolved" => Drop,
     /// Its size could not be changed: the driver leaves no room, or the frame ends before its IP packet does.
     NoRoom = "no_room" => Drop,
+    /// The backend's IP is not the client's, and it cannot be said in the other: a source route, a fragment header among
+    /// other headers, an ICMP error without a like, or in fragments.
+    Untranslatable = "untranslatable" => Drop,
+    /// A UDP datagram over IPv4 without a checksum, which IPv6 asks for; too long to be given one, or in fragments.
+    NoChecksum = "no_checksum" => Drop,
     /// No route to the client.
     NoRoute = "no_route" => Drop,
     /// The interface that a reply came by does not forward: see `foobar-lb attach --sysctl`.

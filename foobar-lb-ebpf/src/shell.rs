@@ -22,6 +22,7 @@ use foobar_lb_ebpf::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic,
         Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
+    nat64,
     packet::Packet,
     reason::{Reason, Verdict},
     snat::{Added, Claim},
@@ -89,11 +90,14 @@ pub fn run(context: &XdpContext) -> u32 {
     let (action, detail) = (decision as u32, (decision >> 32) as u32);
     match action {
         OPEN => xdp_action::XDP_DROP,
+        _ if action & TRANSLATE != 0 => translate(context.ctx, action & !TRANSLATE),
         _ if action & COMPLAIN != 0 => complain(context.ctx, action & !COMPLAIN, detail),
         _ => action,
     }
 }
 
+/// Beside an XDP action: when the packet has been made one of the other IP.
+const TRANSLATE: u32 = 1 << 29;
 /// In the place of an XDP action: the flow needs mappings to the backend above it, or has them now.
 const OPEN: u32 = 1 << 30;
 /// Beside a reason, in the place of an XDP action, with an MTU above it.
@@ -104,19 +108,22 @@ const COMPLAIN: u32 = 1 << 31;
 fn to_word(decision: &Decision) -> u64 {
     let with = |action: u32, detail: u32| u64::from(detail) << 32 | u64::from(action);
     match *decision {
-        Decision::Verdict(Verdict::Pass) => with(xdp_action::XDP_PASS, 0),
-        Decision::Verdict(Verdict::Drop) => with(xdp_action::XDP_DROP, 0),
-        Decision::Verdict(Verdict::Transmit) => with(xdp_action::XDP_TX, 0),
-        Decision::Verdict(Verdict::Redirect(interface)) => with(redirect(interface), 0),
+        Decision::Verdict(verdict) => with(action(verdict), 0),
+        Decision::Translate(verdict) => with(TRANSLATE | action(verdict), 0),
         Decision::Open(backend) => with(OPEN, backend),
         Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
     }
 }
 
 #[inline(always)]
-fn redirect(interface: u32) -> u32 {
-    // SAFETY: a helper without preconditions.
-    unsafe { bpf_redirect(interface, 0) as u32 }
+fn action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Transmit => xdp_action::XDP_TX,
+        // SAFETY: a helper without preconditions.
+        Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+    }
 }
 
 // What follows is long, or rarely needed. As functions of their own, with C's calling convention and names for the
@@ -139,6 +146,17 @@ extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
     match balance::open(&mut Arrived(&context), &tables, backend) {
         None => OPEN.into(),
         Some(refusal) => to_word(&refusal),
+    }
+}
+
+/// [`nat64::translate`], of a packet that has all but that; `action` where it has that too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    match nat64::translate(&mut Arrived(&context), &tables) {
+        true => action,
+        false => xdp_action::XDP_DROP,
     }
 }
 
