@@ -35,9 +35,9 @@ pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     match decision {
         Decision::Verdict(verdict) => verdict,
         Decision::Complain(reason, mtu) => complain(packet, tables, reason, mtu),
-        Decision::Translate(verdict) if nat64::translate(packet, tables) => verdict,
+        Decision::Translate(verdict, is_error) if nat64::translate(packet, tables, is_error) => verdict,
         // Its mappings have gone again meanwhile.
-        Decision::Open(_) | Decision::Translate(_) => Verdict::Drop,
+        Decision::Open(_) | Decision::Translate(..) => Verdict::Drop,
     }
 }
 
@@ -47,8 +47,8 @@ pub enum Decision {
     Verdict(Verdict),
     /// Its flow needs mappings to this backend, and then it is to be decided again.
     Open(u32),
-    /// This, when it has been made a packet of the other IP.
-    Translate(Verdict),
+    /// This, when it has been made a packet of the other IP; whether it is an ICMP error.
+    Translate(Verdict, bool),
     /// Its sender is to be told why it does not go on, and how large an IP packet may be, bytes.
     Complain(Reason, u32),
 }
@@ -61,7 +61,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_open: bool) -
     let reason = match try_balance(packet, tables, &mut parsed, is_open) {
         Ok(verdict) => return Decision::Verdict(verdict),
         Err(Halt::Open(backend)) => return Decision::Open(backend),
-        Err(Halt::Translate(verdict)) => return Decision::Translate(verdict),
+        Err(Halt::Translate(verdict)) => {
+            return Decision::Translate(verdict, matches!(parsed.kind, Kind::Error { .. }));
+        }
         Err(Halt::For(reason)) => reason,
     };
     tables.count(reason, parsed.frame_length(&packet.frame()));

@@ -40,11 +40,11 @@ pub fn growth(parsed: &Parsed, family: Family) -> i32 {
     }
 }
 
-/// Makes a packet of a flow that has a mapping to the other family one of that family. All else has been decided and
-/// done. False where it cannot be made one, which is counted.
+/// Makes a packet of a flow that has a mapping to the other family one of that family; `is_error` says whether it is an
+/// ICMP error. All else has been decided and done. False where it cannot be made one, which is counted.
 #[inline(always)]
-pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> bool {
-    match try_translate(packet, tables) {
+pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_error: bool) -> bool {
+    match try_translate(packet, tables, is_error) {
         Ok(()) => true,
         Err(reason) => {
             tables.count(reason, packet.length().into());
@@ -54,16 +54,21 @@ pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> bool {
 }
 
 #[inline(always)]
-fn try_translate<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<(), Reason> {
+fn try_translate<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_error: bool) -> Result<(), Reason> {
     let parsed = &mut Parsed::new();
     parsed.parse(packet)?;
-    fragment::recall_ports(parsed, tables);
+    if !is_error {
+        fragment::recall_ports(parsed, tables);
+    }
     let to = &tables.mapping(&parsed.flow).ok_or(Reason::Unmapped)?.to;
     if parsed.family == Family::V4 && packet.is_source_routed(parsed.ip.next) {
         return Err(Reason::Untranslatable);
     }
     match parsed.kind {
-        Kind::Error { quoted, transport } => error::translate(packet, parsed, to, quoted, transport),
+        Kind::Error { quoted, transport } if is_error => {
+            error::translate(packet, parsed, to, quoted, transport)
+        }
+        _ if is_error => Err(Reason::Untranslatable),
         _ => translate_datagram(packet, parsed, to),
     }
 }

@@ -90,13 +90,16 @@ pub fn run(context: &XdpContext) -> u32 {
     let (action, detail) = (decision as u32, (decision >> 32) as u32);
     match action {
         OPEN => xdp_action::XDP_DROP,
-        _ if action & TRANSLATE != 0 => translate(context.ctx, action & !TRANSLATE),
+        _ if action & TRANSLATE != 0 => match detail {
+            0 => translate(context.ctx, action & !TRANSLATE),
+            _ => translate_error(context.ctx, action & !TRANSLATE),
+        },
         _ if action & COMPLAIN != 0 => complain(context.ctx, action & !COMPLAIN, detail),
         _ => action,
     }
 }
 
-/// Beside an XDP action: when the packet has been made one of the other IP.
+/// Beside an XDP action: when the packet has been made one of the other IP; above it whether it is an ICMP error.
 const TRANSLATE: u32 = 1 << 29;
 /// In the place of an XDP action: the flow needs mappings to the backend above it, or has them now.
 const OPEN: u32 = 1 << 30;
@@ -109,7 +112,7 @@ fn to_word(decision: &Decision) -> u64 {
     let with = |action: u32, detail: u32| u64::from(detail) << 32 | u64::from(action);
     match *decision {
         Decision::Verdict(verdict) => with(action(verdict), 0),
-        Decision::Translate(verdict) => with(TRANSLATE | action(verdict), 0),
+        Decision::Translate(verdict, is_error) => with(TRANSLATE | action(verdict), is_error.into()),
         Decision::Open(backend) => with(OPEN, backend),
         Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
     }
@@ -149,15 +152,20 @@ extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
     }
 }
 
-/// [`nat64::translate`], of a packet that has all but that; `action` where it has that too.
+/// [`nat64::translate`]; `action` where it could.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    match nat64::translate(&mut Arrived(&context), &tables) {
-        true => action,
-        false => xdp_action::XDP_DROP,
-    }
+    if nat64::translate(&mut Arrived(&context), &tables, false) { action } else { xdp_action::XDP_DROP }
+}
+
+/// The same of an ICMP error.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_error(context: *mut xdp_md, action: u32) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    if nat64::translate(&mut Arrived(&context), &tables, true) { action } else { xdp_action::XDP_DROP }
 }
 
 /// What senders are told of.
