@@ -84,22 +84,19 @@ fn translate_datagram<P: Packet>(packet: &mut P, parsed: &Parsed, to: &FlowKey) 
     header.write(&mut packet.frame(), family, IP, &to.source.address, &to.destination.address)
 }
 
-/// Replaces the ports of TCP or UDP, and its checksum by what it is to be in the other family.
+/// Replaces the ports of TCP or UDP, and its checksum by what it is to be in the other family, which it says.
 #[inline(always)]
 fn replace_ports<P: Packet>(packet: &mut P, parsed: &Parsed, to: &FlowKey) -> Result<[u8; 2], Reason> {
     let (transport, protocol) = (parsed.ip.next, to.source.protocol);
-    let mut frame = packet.frame();
-    *frame.at_mut(transport)? = ports(&to.source.port, &to.destination.port);
-    let old = *checksum(&mut frame, transport, protocol)?;
+    let old = *checksum(&mut packet.frame(), transport, protocol)?;
     let new = if protocol == UDP && old == [0; 2] && parsed.family == Family::V4 {
-        if parsed.ip.fragment {
-            return Err(Reason::NoChecksum);
-        }
-        sum(packet, transport, to)?
+        sum(packet, parsed, to)?
     } else {
         apply(difference(parsed, to), protocol, old)
     };
-    *checksum(&mut packet.frame(), transport, protocol)? = new;
+    let mut frame = packet.frame();
+    *frame.at_mut(transport)? = ports(&to.source.port, &to.destination.port);
+    *checksum(&mut frame, transport, protocol)? = new;
     Ok(new)
 }
 
@@ -121,16 +118,16 @@ fn difference(parsed: &Parsed, to: &FlowKey) -> Change {
         .word(destination.port, to.destination.port)
 }
 
-/// The checksum that the UDP datagram at `udp` has to have in IPv6, where it was sent without one in IPv4 (RFC 7915,
-/// 4.5). Only of one that is short enough to be read as a whole.
+/// The checksum that a UDP datagram has to have in IPv6 that was sent without one in IPv4 (RFC 7915, 4.5). Only of one
+/// that is short enough to be read as a whole.
 #[inline(always)]
-fn sum<P: Packet>(packet: &mut P, udp: u32, to: &FlowKey) -> Result<[u8; 2], Reason> {
+fn sum<P: Packet>(packet: &mut P, parsed: &Parsed, to: &FlowKey) -> Result<[u8; 2], Reason> {
     const WORD: u32 = size_of::<Word>() as u32;
-    let too_long = |_| Reason::NoChecksum;
+    let (udp, too_long) = (parsed.ip.next, |_| Reason::NoChecksum);
     let length = packet.frame().at::<UdpHdr>(udp)?.len;
     let bytes = u32::from(u16::from_be_bytes(length));
-    if bytes < UDP_LENGTH {
-        return Err(Reason::Untranslatable);
+    if bytes < UDP_LENGTH || parsed.ip.fragment {
+        return Err(Reason::NoChecksum);
     }
     let whole_words = packet.sum(udp, bytes & !(WORD - 1)).map_err(too_long)?;
     let frame = packet.frame();
@@ -141,8 +138,11 @@ fn sum<P: Packet>(packet: &mut P, udp: u32, to: &FlowKey) -> Result<[u8; 2], Rea
         2 => [b, c, 0, 0],
         _ => [a, b, c, 0],
     };
+    let FlowKey { source, destination } = &parsed.flow;
     let sum = whole_words
         .added(rest)
+        .word(source.port, to.source.port)
+        .word(destination.port, to.destination.port)
         .added_address(&to.source.address)
         .added_address(&to.destination.address)
         .word([0; 2], length)

@@ -17,8 +17,8 @@ use etherparse::{
 use foobar_lb::model::Protocol;
 
 pub use self::{
-    icmp::{Complaint, IcmpError, Ping},
-    ip::{Extension, Fragment, as_part, ip},
+    icmp::{Complaint, IcmpError, Numbered, Ping, message},
+    ip::{Extension, Fragment, as_part, headers, ip, set_traffic_class},
     outer::Outer,
     quic::Header,
 };
@@ -230,8 +230,8 @@ impl Datagram {
     }
 
     fn ip_headers(&self, fragment: Option<Fragment>) -> IpHeaders {
-        let mut ip = ip::headers(self.from.ip(), self.to.ip(), self.hops);
-        ip::set_traffic_class(&mut ip, self.traffic_class);
+        let mut ip = headers(self.from.ip(), self.to.ip(), self.hops);
+        set_traffic_class(&mut ip, self.traffic_class);
         if let IpHeaders::Ipv4(header, _) = &mut ip {
             header.options = self.options.try_into().expect("rows have whole words of options");
             header.identification = self.id;

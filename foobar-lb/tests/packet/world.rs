@@ -44,6 +44,14 @@ pub enum Family {
 
 impl Family {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
 }
 
 /// A host with an address of each family.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
+use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpHeaders, IpNumber, icmpv4, icmpv6};
 
 use super::{Datagram, ETHERNET, Link, ip};
 
@@ -74,6 +74,25 @@ impl IcmpError {
             Complaint::HopLimit => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
         }
     }
+}
+
+/// An ICMP message by its numbers: its type, its code, and the four bytes before its body.
+pub type Numbered = (u8, u8, [u8; 4]);
+
+/// A packet with a message of ICMP, or of ICMPv6 if it is between such addresses, behind this header.
+pub fn message((type_u8, code_u8, bytes5to8): Numbered, header: IpHeaders, body: &[u8]) -> Vec<u8> {
+    let (protocol, message) = match &header {
+        IpHeaders::Ipv4(..) => {
+            let kind = Icmpv4Type::Unknown { type_u8, code_u8, bytes5to8 };
+            (IpNumber::ICMP, Icmpv4Header::with_checksum(kind, body).to_bytes().to_vec())
+        }
+        IpHeaders::Ipv6(header, _) => {
+            let kind = Icmpv6Type::Unknown { type_u8, code_u8, bytes5to8 };
+            let message = Icmpv6Header::with_checksum(kind, header.source, header.destination, body);
+            (IpNumber::IPV6_ICMP, message.expect("bodies are short").to_bytes().to_vec())
+        }
+    };
+    ip::packet(header, &[], protocol, &[message, body.to_vec()].concat())
 }
 
 /// A ping on a wire, or its answer.

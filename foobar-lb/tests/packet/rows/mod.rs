@@ -11,6 +11,7 @@ mod extensions;
 mod foreign;
 mod forward;
 mod fragments;
+mod nat64;
 pub mod quic;
 mod refuse;
 mod remember;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Row> {
         remember::rows(),
         affinity::rows(),
         snat::rows(),
+        nat64::rows(),
         quic::rows(),
     ]
     .concat()

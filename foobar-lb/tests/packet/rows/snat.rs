@@ -1,6 +1,6 @@
 //! Flows both of whose ends are replaced: in mode `snat` all of them, with hairpin those of the backends' own subnet.
 
-use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use foobar_lb::{
     image::{Image, address},
@@ -51,20 +51,21 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Both ends are replaced, of all flows or of those of the backends' subnet.
-type Mapped = fn(Pool) -> Mode;
+pub type Mapped = fn(Pool) -> Mode;
 
-/// The balancer talks to backends from so many ports of its address on their side.
-fn image(story: Story, mode: Mapped, ports: RangeInclusive<u16>) -> Image {
-    let pool = || Pool { addresses: vec![], ports: ports.clone() };
-    story.configured(|service| service.mode = mode(pool())).image()
+/// The balancer talks to backends from one port of its address on their side.
+pub fn mapped(story: Story, mode: Mapped) -> Story {
+    let pool = || Pool { addresses: vec![], ports: FIRST_PORT..=FIRST_PORT };
+    story.configured(|service| service.mode = mode(pool()))
 }
 
 /// The first backend has everything, and each of its flows the same source.
 fn settled(mode: Mapped) -> Image {
-    image(Story::settled(), mode, FIRST_PORT..=FIRST_PORT)
+    mapped(Story::settled(), mode).image()
 }
 
-fn own(family: Family) -> SocketAddr {
+/// The only source of flows to backends of this family.
+pub fn own(family: Family) -> SocketAddr {
     SocketAddr::new(BACKEND_SIDE.balancer.ip(family), FIRST_PORT)
 }
 
@@ -283,7 +284,7 @@ fn refused_without_room(family: Family, transport: Transport) -> Row {
 
 /// The backend does not serve any more.
 fn without_a_backend(family: Family) -> Vec<Row> {
-    let image = || image(Story::moving(), Mode::Snat, FIRST_PORT..=FIRST_PORT);
+    let image = || mapped(Story::moving(), Mode::Snat).image();
     let dead = || {
         let mut image = image();
         image.backends.values_mut().for_each(|backend| {
