@@ -22,7 +22,6 @@ use foobar_lb_ebpf::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic,
         Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
     },
-    nat64,
     packet::Packet,
     reason::{Reason, Verdict},
     snat::{Added, Claim},
@@ -91,8 +90,8 @@ pub fn run(context: &XdpContext) -> u32 {
     match action {
         OPEN => xdp_action::XDP_DROP,
         _ if action & TRANSLATE != 0 => match detail {
-            0 => translate(context.ctx, action & !TRANSLATE),
-            _ => translate_error(context.ctx, action & !TRANSLATE),
+            0 => functions::translate(context.ctx, action & !TRANSLATE),
+            _ => functions::translate_error(context.ctx, action & !TRANSLATE),
         },
         _ if action & COMPLAIN != 0 => complain(context.ctx, action & !COMPLAIN, detail),
         _ => action,
@@ -150,22 +149,6 @@ extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
         None => OPEN.into(),
         Some(refusal) => to_word(&refusal),
     }
-}
-
-/// [`nat64::translate`]; `action` where it could.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
-    let (tables, context) = (Maps { context }, XdpContext::new(context));
-    if nat64::translate(&mut Arrived(&context), &tables, false) { action } else { xdp_action::XDP_DROP }
-}
-
-/// The same of an ICMP error.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn translate_error(context: *mut xdp_md, action: u32) -> u32 {
-    let (tables, context) = (Maps { context }, XdpContext::new(context));
-    if nat64::translate(&mut Arrived(&context), &tables, true) { action } else { xdp_action::XDP_DROP }
 }
 
 /// What senders are told of.

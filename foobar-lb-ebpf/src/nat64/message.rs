@@ -166,3 +166,48 @@ fn mtu_to_v6(mtu: u16, quoted: u16) -> u32 {
     };
     mtu.max(LEAST_MTU)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routers_that_tell_no_mtu_have_a_known_one() {
+        // The largest of RFC 1191, 7, that is less than the packet, and nothing that IPv6 hosts would not believe.
+        for (quoted, mtu) in [
+            (65_535, 32_000),
+            (32_000, 17_914),
+            (9000, 8166),
+            (4352, 2002),
+            (1500, 1492),
+            (1492, 1280),
+            (60, 1280),
+        ] {
+            assert_eq!(mtu_to_v6(0, quoted), mtu, "{quoted}");
+        }
+        assert_eq!(mtu_to_v6(1280, 1500), 1300);
+        assert_eq!(mtu_to_v6(68, 1500), 1280);
+    }
+
+    #[test]
+    fn fields_come_back() {
+        for place in [0, 1, 2, 8, 9, 12, 16] {
+            assert_eq!(field_to_v4(field_to_v6(place)), place);
+        }
+        assert!([4, 5, 6, 7, 10, 11, 20, 255].iter().all(|place| field_to_v6(*place) == NO_FIELD));
+        assert!([2, 3, 40, u32::MAX].iter().all(|place| field_to_v4(*place) == NO_FIELD));
+    }
+
+    #[test]
+    fn what_both_can_say_comes_back() {
+        for code in 0..=u8::MAX {
+            for type_ in [v6::UNREACHABLE, v6::TIME_EXCEEDED, v6::PARAMETER] {
+                let there = to_v4(type_, code, 0);
+                let back = to_v6(there.type_, there.code, there.data, 0);
+                // The three reasons for which nothing is found are one in IPv4.
+                let same = back.type_ == type_ && (back.code == code || back.code == v6::NO_ROUTE);
+                assert!(there == NOTHING || same, "{type_} {code}: {there:?} {back:?}");
+            }
+        }
+    }
+}

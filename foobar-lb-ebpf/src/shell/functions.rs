@@ -1,10 +1,14 @@
 //! What loops over maps or is rarely needed, as functions of their own: see `decide` in `shell.rs` for why.
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    programs::XdpContext,
+};
 use foobar_lb_ebpf::{
     conntrack,
     flow::Kind,
     layout::{FlowKey, NO_BACKEND, Quic, Slot},
+    nat64,
     packet::Packet,
     quic,
     snat::{self, Added, Claim},
@@ -12,6 +16,22 @@ use foobar_lb_ebpf::{
 
 use super::Maps;
 use crate::arrived::Arrived;
+
+/// [`nat64::translate`]; `action` where it could.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    if nat64::translate(&mut Arrived(&context), &tables, false) { action } else { xdp_action::XDP_DROP }
+}
+
+/// The same of an ICMP error.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn translate_error(context: *mut xdp_md, action: u32) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    if nat64::translate(&mut Arrived(&context), &tables, true) { action } else { xdp_action::XDP_DROP }
+}
 
 /// [`snat::renew`].
 #[unsafe(no_mangle)]

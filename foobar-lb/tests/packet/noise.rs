@@ -8,13 +8,14 @@ use foobar_lb::{
     image::Image,
     model::{Affinity, Down, Health, Mode, Mss, Remember, Unmatched, WhenEmpty},
 };
+use foobar_lb_ebpf::layout::mode;
 use proptest::{prelude::*, sample::select};
 
 use self::composed::composed;
 use super::{
     Arrival, Row,
     frame::ETHERNET,
-    rows::quic,
+    rows::{nat64, quic, snat},
     way::{WAYS, Way},
     world::{Family, Host, PORTS, Story, TRANSITION, WEB1, WEB2, WEB3},
 };
@@ -75,10 +76,27 @@ fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
 /// Images that follow from what may happen to a balancer.
 pub fn images() -> impl Strategy<Value = Image> {
     let events = prop::collection::vec(event(), 0..6);
-    (settings(), surroundings(), events).prop_map(|(settings, surroundings, events)| {
-        let story = surroundings.around(settings.of(Story::new()));
-        events.into_iter().fold(story, |story, event| event.happen(story).render()).image()
+    let mapped = select(vec![None, None, Some(Mapped::Snat), Some(Mapped::Hairpin), Some(Mapped::Nat64)]);
+    (settings(), mapped, surroundings(), events).prop_map(|(settings, mapped, surroundings, events)| {
+        let way = if mapped.is_some() { Way::Nat } else { settings.way };
+        let story = surroundings.around(Settings { way, ..settings }.of(Story::new()));
+        let story = events.into_iter().fold(story, |story, event| event.happen(story).render());
+        match mapped {
+            None => story.image(),
+            Some(Mapped::Snat) => snat::image(&story, mode::SNAT, 1),
+            Some(Mapped::Hairpin) => snat::image(&story, mode::HAIRPIN, 1),
+            Some(Mapped::Nat64) => nat64::image(story),
+        }
     })
+}
+
+/// Whose flows are mapped.
+#[derive(Clone, Copy, Debug)]
+enum Mapped {
+    Snat,
+    Hairpin,
+    /// Of those whose backends are of the other IP.
+    Nat64,
 }
 
 /// What the operator wants.

@@ -11,13 +11,13 @@ mod extensions;
 mod foreign;
 mod forward;
 mod fragments;
-mod nat64;
+pub mod nat64;
 pub mod quic;
 mod refuse;
 mod remember;
 mod reply;
 mod reset;
-mod snat;
+pub mod snat;
 mod tunnel;
 mod ways;
 

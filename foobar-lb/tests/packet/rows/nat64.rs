@@ -12,7 +12,7 @@ use foobar_lb_ebpf::{
     reason::{Reason, Verdict},
 };
 
-use super::snat::{image, own};
+use super::snat::{self, own};
 use crate::packet::{
     Held, Row,
     frame::{Complaint, Datagram, Extension, Fragment, IcmpError, Transport, leaving, padded},
@@ -152,15 +152,20 @@ impl Way {
     }
 }
 
-/// Backends are of the other family than their service; the first has everything, from one source.
+/// The first backend has everything.
 fn settled() -> Image {
+    image(Story::settled())
+}
+
+/// Backends are of the other family than their service, and each is reached from one source.
+pub fn image(story: Story) -> Image {
     let swap = |service: &mut Service| {
         let family = if service.key.address.is_ipv4() { Family::V6 } else { Family::V4 };
         for (backend, host) in service.backends.iter_mut().zip(WEBS) {
             backend.address = world::server(host, family);
         }
     };
-    let mut image = image(&Story::settled().configured(swap), mode::SNAT, 1);
+    let mut image = snat::image(&story.configured(swap), mode::SNAT, 1);
     // What is sent past a mapping is nobody's reply.
     image.replies.clear();
     image
