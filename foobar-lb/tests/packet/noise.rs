@@ -8,7 +8,6 @@ use foobar_lb::{
     image::Image,
     model::{Affinity, Down, Health, Mode, Mss, Remember, Unmatched, WhenEmpty},
 };
-use foobar_lb_ebpf::layout::mode;
 use proptest::{prelude::*, sample::select};
 
 use self::composed::composed;
@@ -76,27 +75,18 @@ fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
 /// Images that follow from what may happen to a balancer.
 pub fn images() -> impl Strategy<Value = Image> {
     let events = prop::collection::vec(event(), 0..6);
-    let mapped = select(vec![None, None, Some(Mapped::Snat), Some(Mapped::Hairpin), Some(Mapped::Nat64)]);
-    (settings(), mapped, surroundings(), events).prop_map(|(settings, mapped, surroundings, events)| {
-        let way = if mapped.is_some() { Way::Nat } else { settings.way };
-        let story = surroundings.around(Settings { way, ..settings }.of(Story::new()));
-        let story = events.into_iter().fold(story, |story, event| event.happen(story).render());
-        match mapped {
-            None => story.image(),
-            Some(Mapped::Snat) => snat::image(&story, mode::SNAT, 1),
-            Some(Mapped::Hairpin) => snat::image(&story, mode::HAIRPIN, 1),
-            Some(Mapped::Nat64) => nat64::image(story),
-        }
+    (settings(), mapping(), surroundings(), events).prop_map(|(settings, mapping, surroundings, events)| {
+        let story = surroundings.around(mapping(settings.of(Story::new())));
+        events.into_iter().fold(story, |story, event| event.happen(story).render()).image()
     })
 }
 
-/// Whose flows are mapped.
-#[derive(Clone, Copy, Debug)]
-enum Mapped {
-    Snat,
-    Hairpin,
-    /// Of those whose backends are of the other IP.
-    Nat64,
+/// Which flows are mapped, if any: all, those of the backends' subnet, all while the backends are of the other IP.
+fn mapping() -> impl Strategy<Value = fn(Story) -> Story> {
+    let none: fn(Story) -> Story = |story| story;
+    let snat: fn(Story) -> Story = |story| snat::mapped(nat64::unmixed(story), Mode::Snat);
+    let hairpin: fn(Story) -> Story = |story| snat::mapped(nat64::unmixed(story), Mode::Hairpin);
+    select(vec![none, none, none, snat, hairpin, nat64::mixed])
 }
 
 /// What the operator wants.

@@ -5,17 +5,17 @@ mod errors;
 
 use std::{ops::Range, time::Duration};
 
-use foobar_lb::{image::Image, model::Service};
+use foobar_lb::{image::Image, model::Mode};
 use foobar_lb_ebpf::{
     headers::Side,
-    layout::{entry_state, mode},
+    layout::entry_state,
     reason::{Reason, Verdict},
 };
 
 use super::snat::{self, own};
 use crate::packet::{
     Held, Row,
-    frame::{Complaint, Datagram, Extension, Fragment, IcmpError, Transport, leaving, padded},
+    frame::{Complaint, Datagram, Extension, Fragment, IcmpError, Transport, family_of, leaving, padded},
     world::{self, BACKEND_SIDE, CLIENT, CLIENT_SIDE, Family, MTU, Port, Story, WEB1, WEBS, flow, id},
 };
 
@@ -154,21 +154,26 @@ impl Way {
 
 /// The first backend has everything.
 fn settled() -> Image {
-    image(Story::settled())
+    mixed(Story::settled()).image()
 }
 
 /// Backends are of the other family than their service, and each is reached from one source.
-pub fn image(story: Story) -> Image {
-    let swap = |service: &mut Service| {
-        let family = if service.key.address.is_ipv4() { Family::V6 } else { Family::V4 };
+pub fn mixed(story: Story) -> Story {
+    snat::mapped(with_backends(story, Family::other), Mode::Snat)
+}
+
+/// Backends are of the family of their service.
+pub fn unmixed(story: Story) -> Story {
+    with_backends(story, |family| family)
+}
+
+fn with_backends(story: Story, of: fn(Family) -> Family) -> Story {
+    story.configured(|service| {
+        let family = of(family_of(service.key.address.ip()));
         for (backend, host) in service.backends.iter_mut().zip(WEBS) {
             backend.address = world::server(host, family);
         }
-    };
-    let mut image = snat::image(&story.configured(swap), mode::SNAT, 1);
-    // What is sent past a mapping is nobody's reply.
-    image.replies.clear();
-    image
+    })
 }
 
 /// Both mappings of a flow to the service of this family.
