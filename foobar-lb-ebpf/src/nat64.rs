@@ -126,7 +126,7 @@ fn sum<P: Packet>(packet: &mut P, parsed: &Parsed, to: &FlowKey) -> Result<[u8; 
     let (udp, too_long) = (parsed.ip.next, |_| Reason::NoChecksum);
     let length = packet.frame().at::<UdpHdr>(udp)?.len;
     let bytes = u32::from(u16::from_be_bytes(length));
-    if bytes < UDP_LENGTH || parsed.ip.fragment {
+    if parsed.ip.fragment || bytes < UDP_LENGTH || udp + bytes > parsed.end() {
         return Err(Reason::NoChecksum);
     }
     let whole_words = packet.sum(udp, bytes & !(WORD - 1)).map_err(too_long)?;

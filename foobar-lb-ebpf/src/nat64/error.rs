@@ -99,7 +99,7 @@ fn replace_quoted_ports(
     let protocol = to.source.protocol;
     *frame.at_mut(transport)? = ports(&to.destination.port, &to.source.port);
     match checksum(frame, transport, protocol) {
-        Ok(check) if transport + transport_length(protocol) <= IP + u32::from(parsed.ip.length) => {
+        Ok(check) if transport + transport_length(protocol) <= parsed.end() => {
             let old = *check;
             *check = apply(difference(parsed, to), protocol, old);
             Ok(change.word(old, *check))
