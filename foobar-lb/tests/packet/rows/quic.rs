@@ -2,15 +2,19 @@
 
 use foobar_lb::{
     image::Image,
-    model::{Down, Health, Quic, Remember},
+    model::{Down, Health, Mode, Protocol, Quic, Remember},
 };
-use foobar_lb_ebpf::layout::name;
+use foobar_lb_ebpf::{headers::Side, layout::name, reason::Verdict};
 
+use super::{
+    called,
+    snat::{self, NOW, SECOND, pair_on},
+};
 use crate::packet::{
-    Memory, Row,
+    Held, Memory, Row,
     frame::{Datagram, Header, Transport},
     way::{WAYS, Way},
-    world::{FAR, Family, Host, Story, WEB1, WEB2, WEB3, WEBS, client, flow, id},
+    world::{BACKEND_SIDE, CLIENT_SIDE, FAR, Family, Host, Story, WEB1, WEB2, WEB3, WEBS, client, flow, id},
 };
 
 /// Bits that show that they are looked at.
@@ -33,6 +37,7 @@ pub fn rows() -> Vec<Row> {
         rows.extend([1, 7, 8, 9, 15].map(|length| of_length(family, length)));
         let others = [without_quic, named_while_all_is_remembered, unnamed_while_all_is_remembered];
         rows.extend(others.map(|row| row(family)));
+        rows.extend(in_snat(family));
     }
     rows
 }
@@ -158,6 +163,25 @@ fn unnamed_while_all_is_remembered(family: Family) -> Row {
 
 fn remembering_all() -> Image {
     story(LENGTH).configured(|service| service.remember = Remember::All).image()
+}
+
+/// What the flow is mapped to counts first; a client that moves has another flow.
+fn in_snat(family: Family) -> [Row; 2] {
+    let request = request(family, Header::Short, &connection_id(WEB2, LENGTH));
+    let image = || snat::mapped(story(LENGTH), Mode::Snat).image();
+    let row = |what, backend| {
+        let from = snat::own(family);
+        let out = Datagram { from, ..request.clone().reaching(backend) }.frame();
+        let traffic = (id(backend, family, Protocol::Udp), Side::Destination);
+        let name = called(&format!("QUIC in snat, {what}"), &request);
+        let verdict = Verdict::Redirect(BACKEND_SIDE.index);
+        Row::translates(name, image(), CLIENT_SIDE.index, request.frame(), out, verdict, traffic)
+    };
+    let [forward, back] = pair_on(WEB1, &request, 0, 0, SECOND);
+    [
+        row("a new flow", WEB2).holding(pair_on(WEB2, &request, 0, 0, NOW)),
+        row("a mapped flow", WEB1).mapped([forward, back]).holding([Held { age: NOW, ..forward }, back]),
+    ]
 }
 
 fn memory(request: &Datagram, backend: Host) -> Memory {

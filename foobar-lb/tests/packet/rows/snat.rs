@@ -25,8 +25,8 @@ use crate::packet::{
     },
 };
 
-const NOW: Duration = Duration::ZERO;
-const SECOND: Duration = Duration::from_secs(1);
+pub const NOW: Duration = Duration::ZERO;
+pub const SECOND: Duration = Duration::from_secs(1);
 const FIRST_PORT: u16 = 40_100;
 
 pub fn rows() -> Vec<Row> {
@@ -75,7 +75,7 @@ fn pair(request: &Datagram, forward: u32, back: u32, age: Duration) -> [Held; 2]
     pair_on(WEB1, request, forward, back, age)
 }
 
-fn pair_on(backend: Host, request: &Datagram, forward: u32, back: u32, age: Duration) -> [Held; 2] {
+pub fn pair_on(backend: Host, request: &Datagram, forward: u32, back: u32, age: Duration) -> [Held; 2] {
     let (family, protocol) = (request.family(), request.transport.protocol());
     let (own, server) = (own(family), world::server(backend, family));
     let held = |from: (SocketAddr, SocketAddr), to: (SocketAddr, SocketAddr), back, state| Held {
