@@ -34,3 +34,4 @@ mod traceroute;
 mod tunnel;
 mod unmatched;
 mod vip;
+mod wide;

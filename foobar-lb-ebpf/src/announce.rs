@@ -38,7 +38,7 @@ pub fn answer<T: Tables>(frame: &mut Frame<'_>, tables: &T, ingress: u32) -> Res
 
 #[inline(always)]
 fn is_announced<T: Tables>(tables: &T, address: &Address) -> bool {
-    tables.address_flags(address) & address_flag::ANNOUNCED != 0
+    tables.vip(address).flags & address_flag::ANNOUNCED != 0
 }
 
 #[inline(always)]

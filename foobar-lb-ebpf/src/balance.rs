@@ -11,7 +11,7 @@ use crate::{
     ip::{Family, Ip},
     layout::{
         Address, Backend, Endpoint, FlowKey, Mapping, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel,
-        UDP, address_flag, mode,
+        UDP, Vip, address_flag, mode,
     },
     mss, nat64,
     packet::{Frame, Packet},
@@ -122,9 +122,11 @@ fn try_balance<P: Packet, T: Tables>(
         return Ok(pass_or_answer(&mut packet.frame(), tables, ingress, readable, parsed)?);
     }
     let mut hop = Hop::default();
-    let Translation { means, mss, backend, remark } = match find_service(parsed, tables) {
+    let mut vip = Vip::default();
+    let (service, mapping) = find(parsed, tables, &mut vip);
+    let Translation { means, mss, backend, remark } = match service {
         Some(service) => translate_request(packet, parsed, service, is_open, tables, &mut hop)?,
-        None => translate_answer(parsed, ingress, tables, &mut hop)?,
+        None => translate_answer(parsed, ingress, mapping, vip.flags, tables, &mut hop)?,
     };
     fragment::remember_ports(parsed, tables);
     let frame = packet.frame();
@@ -201,9 +203,26 @@ impl Means<'_> {
     }
 }
 
+/// The service that a packet is for, or the mapping that it is a reply by. What is for no service by itself may be a
+/// reply to one of the balancer's sources; else the VIP may have a service for a range of ports. What is known of its
+/// destination is in `vip` then.
 #[inline(always)]
-fn find_service<'t, T: Tables>(parsed: &Parsed, tables: &'t T) -> Option<&'t Service> {
-    tables.service(&parsed.flow.destination)
+fn find<'t, T: Tables>(
+    parsed: &Parsed,
+    tables: &'t T,
+    vip: &mut Vip,
+) -> (Option<&'t Service>, Option<&'t Mapping>) {
+    let destination = &parsed.flow.destination;
+    if let Some(service) = tables.service(destination) {
+        return (Some(service), None);
+    }
+    *vip = tables.vip(&destination.address);
+    if vip.flags & address_flag::SOURCE != 0
+        && let Some(mapping) = snat::recall_reply(tables, &parsed.flow, parsed.kind)
+    {
+        return (None, Some(mapping));
+    }
+    (tables.range(vip.group, destination), None)
 }
 
 /// A client's packet, or an ICMP error about what the client was sent, goes to a backend.
@@ -263,19 +282,18 @@ fn translate_mapped<'t, T: Tables>(
     Ok(Translation { means, mss: service.mss, backend: id, remark: None })
 }
 
-/// What is for no service may be what a backend answers, to one of the balancer's sources or to a client.
+/// What is for no service may be what a backend answers, to one of the balancer's sources or to a client; `flags` are
+/// those of its destination.
 #[inline(always)]
 fn translate_answer<'t, T: Tables>(
     parsed: &Parsed,
     ingress: u32,
+    mapping: Option<&'t Mapping>,
+    flags: u32,
     tables: &'t T,
     hop: &mut Hop,
 ) -> Result<Translation<'t>, Reason> {
-    let FlowKey { source, destination } = &parsed.flow;
-    let flags = tables.address_flags(&destination.address);
-    if flags & address_flag::SOURCE != 0
-        && let Some(mapping) = snat::recall_reply(tables, &parsed.flow, parsed.kind)
-    {
+    if let Some(mapping) = mapping {
         check_hops(parsed)?;
         find_way_to_client(parsed, ingress, &mapping.to.source, &mapping.to.destination, tables, hop)?;
         let means = Means::Replace(Side::Source, &mapping.to);
@@ -286,7 +304,7 @@ fn translate_answer<'t, T: Tables>(
             remark: None,
         });
     }
-    match tables.reply(source) {
+    match tables.reply(&parsed.flow.source) {
         Some(reply) => translate_reply(parsed, ingress, reply, flags, tables, hop),
         None => Err(unmatched(parsed, flags)),
     }
@@ -314,7 +332,7 @@ fn translate_reply<'t, T: Tables>(
     }
     check_hops(parsed)?;
     if parsed.kind == Kind::Ongoing(Sign::Reset) {
-        conntrack::note_reset(tables, client, reply);
+        conntrack::note_reset(tables, &parsed.flow, reply);
     }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
@@ -408,7 +426,7 @@ fn pass_or_answer<T: Tables>(
     }
     readable?;
     echo::answer(frame, tables, parsed)?;
-    Err(unmatched(parsed, tables.address_flags(&parsed.flow.destination.address)))
+    Err(unmatched(parsed, tables.vip(&parsed.flow.destination.address).flags))
 }
 
 /// A packet to a VIP that no service wants must not be passed on unless the kernel has that address: the next

@@ -127,7 +127,7 @@ fn speaker<T: Tables>(tables: &T, ingress: u32, parsed: &Parsed, reason: Reason)
         Some(address) if !address.is_unspecified() && !reason.is_refusal() => Some(address),
         _ => {
             let vip = parsed.flow.destination.address;
-            (tables.address_flags(&vip) & address_flag::VIP != 0).then_some(vip)
+            (tables.vip(&vip).flags & address_flag::VIP != 0).then_some(vip)
         }
     }
 }

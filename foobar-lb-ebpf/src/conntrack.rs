@@ -7,9 +7,7 @@
 
 use crate::{
     flow::{Kind, Sign},
-    layout::{
-        Endpoint, Entry, FlowKey, NO_BACKEND, Remembered, Reply, Slot, TRACES, backend_flag, entry_state,
-    },
+    layout::{Entry, FlowKey, NO_BACKEND, Remembered, Reply, Slot, TRACES, backend_flag, entry_state},
     reason::Reason,
     tables::Tables,
 };
@@ -78,10 +76,15 @@ pub fn follow<T: Tables>(tables: &T, flow: &FlowKey, kind: Kind, slot: Slot, idl
     }
 }
 
-/// A backend has reset a flow, or refused one. Its client need not say so, and may use the port again.
+/// A backend has reset a flow, or refused one. Its client need not say so, and may use the port again. `answer` is the
+/// flow as the backend sees it, in the direction of its packet.
 #[inline(always)]
-pub fn note_reset<T: Tables>(tables: &T, client: &Endpoint, reply: &Reply) {
-    let flow = FlowKey { source: *client, destination: reply.service };
+pub fn note_reset<T: Tables>(tables: &T, answer: &FlowKey, reply: &Reply) {
+    // The one or the other as a whole: the verifier refuses a copy of what is around the port.
+    let has_port = reply.service.port != [0; 2];
+    let port = if has_port { &reply.service } else { &answer.source };
+    let mut flow = FlowKey { source: answer.destination, destination: *port };
+    flow.destination.address = reply.service.address;
     if let Some(entry) = find(tables.conntrack(), &flow) {
         let known = entry.load();
         if known.backend == reply.backend {

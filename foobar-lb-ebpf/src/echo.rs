@@ -21,7 +21,7 @@ pub fn answer<T: Tables>(frame: &mut Frame<'_>, tables: &T, parsed: &Parsed) -> 
     }
     let (request, reply) = types(family);
     let Ok(icmp) = frame.at_mut::<Icmp>(parsed.ip.next) else { return Ok(()) };
-    let wanted = tables.address_flags(&parsed.flow.destination.address) & address_flag::ECHO != 0;
+    let wanted = tables.vip(&parsed.flow.destination.address).flags & address_flag::ECHO != 0;
     if !wanted || icmp.type_ != request {
         return Ok(());
     }

@@ -55,8 +55,9 @@ fn rewrite_end(
             if !parsed.ip.first {
                 return Ok(());
             }
-            *side.port(frame.at_mut::<Ports>(parsed.ip.next)?) = to.port;
-            let change = Change::new().address(&from.address, &to.address).word(from.port, to.port);
+            let port = to.port_or(from.port);
+            *side.port(frame.at_mut::<Ports>(parsed.ip.next)?) = port;
+            let change = Change::new().address(&from.address, &to.address).word(from.port, port);
             let check = checksum(frame, parsed.ip.next, to.protocol)?;
             *check = apply(change, to.protocol, *check);
             Ok(())
@@ -198,14 +199,15 @@ fn rewrite_quoted(
     family.set_address(frame, quoted.ip, side, &to.address)?;
     // The quoted IPv4 header's checksum moves by as much as its address, in the opposite direction.
     let mut change = icmp_pseudo_header(family, change, &from.address, &to.address);
-    *side.port(frame.at_mut::<Ports>(quoted.transport)?) = to.port;
-    change = change.word(from.port, to.port);
+    let port = to.port_or(from.port);
+    *side.port(frame.at_mut::<Ports>(quoted.transport)?) = port;
+    change = change.word(from.port, port);
     // Only the first eight bytes behind the IP header are sure to be quoted (RFC 792); what lies behind the error is none
     // of it.
     match checksum(frame, quoted.transport, to.protocol) {
         Ok(check) if quoted.transport + transport_length(to.protocol) <= quoted.end => {
             let old = *check;
-            let moved = Change::new().address(&from.address, &to.address).word(from.port, to.port);
+            let moved = Change::new().address(&from.address, &to.address).word(from.port, port);
             *check = apply(moved, to.protocol, old);
             Ok(change.word(old, *check))
         }

@@ -16,10 +16,18 @@ pub use self::{
 pub mod name {
     /// [`Endpoint`](super::Endpoint) of a service -> [`Service`](super::Service); hash.
     pub const SERVICES: &str = "SERVICES";
+    /// [`RangeKey`](super::RangeKey) -> [`Service`](super::Service); longest prefix match, of services with more than
+    /// one address or port.
+    pub const RANGES: &str = "RANGES";
     /// [`Endpoint`](super::Endpoint) of a backend -> [`Reply`](super::Reply); hash.
     pub const REPLIES: &str = "REPLIES";
-    /// [`Address`](super::Address) -> flags, see [`address_flag`](super::address_flag); hash.
+    /// [`ReplyKey`](super::ReplyKey) -> [`Reply`](super::Reply); longest prefix match, of backends that have a range of
+    /// ports.
+    pub const REPLY_RANGES: &str = "REPLY_RANGES";
+    /// [`Address`](super::Address) -> [`Vip`](super::Vip); hash.
     pub const ADDRESSES: &str = "ADDRESSES";
+    /// [`PrefixKey`](super::PrefixKey) -> [`Vip`](super::Vip); longest prefix match, asked where `ADDRESSES` has nothing.
+    pub const PREFIXES: &str = "PREFIXES";
     /// [`DirectKey`](super::DirectKey) -> 1; longest prefix match.
     pub const DIRECT: &str = "DIRECT";
     /// Slot index -> [`Slot`](super::Slot) as one word; mmapable array, the arena of all Maglev tables.
@@ -71,6 +79,12 @@ pub mod capacity {
     pub const BACKENDS: u32 = 65_536;
     /// VIPs and the balancer's own addresses.
     pub const ADDRESSES: u32 = 32_768;
+    /// Prefixes of VIPs.
+    pub const PREFIXES: u32 = 4_096;
+    /// Prefixes of ports of all VIPs together.
+    pub const RANGES: u32 = 65_536;
+    /// Prefixes of ports of all backends together.
+    pub const REPLY_RANGES: u32 = 262_144;
     /// Prefixes of direct clients of all services together.
     pub const DIRECT: u32 = 16_384;
     /// Server ids of backends, twice as many as backends: while the ids of all change, there are old and new ones.
@@ -147,6 +161,24 @@ impl Endpoint {
     #[inline(always)]
     pub const fn new(address: Address, port: [u8; 2], protocol: u8) -> Self {
         Self { address, port, protocol, pad: [0; 5] }
+    }
+
+    /// It as the key of a service of a range of ports.
+    #[inline(always)]
+    pub const fn range_key(&self, group: u32) -> RangeKey {
+        RangeKey { protocol: self.protocol as u32, group, port: self.port, pad: [0; 2] }
+    }
+
+    /// It as the key of a backend's replies.
+    #[inline(always)]
+    pub const fn reply_key(&self) -> ReplyKey {
+        ReplyKey { protocol: self.protocol as u32, address: self.address.0, port: self.port, pad: [0; 2] }
+    }
+
+    /// Its port, or where it has none the one that the packet came with.
+    #[inline(always)]
+    pub fn port_or(&self, came: [u8; 2]) -> [u8; 2] {
+        if self.port == [0; 2] { came } else { self.port }
     }
 }
 
@@ -269,7 +301,7 @@ pub mod backend_flag {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Backend {
-    /// Its address and port, and the protocol of its service.
+    /// Its address and port, and the protocol of its service. Port 0: packets keep theirs.
     pub endpoint: Endpoint,
     /// Bits of [`backend_flag`].
     pub flags: u32,
@@ -283,7 +315,7 @@ pub struct Backend {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Reply {
-    /// The service's VIP and port.
+    /// The service's VIP and port. Port 0: packets keep theirs.
     pub service: Endpoint,
     /// The backend's id.
     pub backend: u32,
@@ -310,7 +342,17 @@ pub struct Tunnel {
     pub pad: [u8; 2],
 }
 
-/// Bits of the value of `ADDRESSES`.
+/// What is known of an address, or of all addresses of a prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vip {
+    /// Bits of [`address_flag`].
+    pub flags: u32,
+    /// The first part of the [`RangeKey`]s of its ports; 0: it has no services but those in `SERVICES`.
+    pub group: u32,
+}
+
+/// Bits of [`Vip::flags`].
 pub mod address_flag {
     /// Some service has this address.
     pub const VIP: u32 = 1;
@@ -344,7 +386,69 @@ impl DirectKey {
     /// Bits of the list.
     pub const LIST_BITS: u32 = u32::BITS;
     /// Bits of a whole key.
-    pub const BITS: u32 = size_of::<Self>() as u32 * 8;
+    pub const BITS: u32 = size_of::<Self>() as u32 * u8::BITS;
+}
+
+/// A prefix of VIPs, for longest prefix match. As in all such keys a word goes before an address: the kernel has the
+/// length in a word before the key, and on the stack the verifier wants eight bytes aligned to eight.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct PrefixKey {
+    /// Zero, all of its bits.
+    pub pad: u32,
+    /// The [`Address`].
+    pub address: [u8; 16],
+}
+
+impl PrefixKey {
+    /// Bits before the address.
+    pub const PAD_BITS: u32 = u32::BITS;
+    /// Bits of a whole key.
+    pub const BITS: u32 = size_of::<Self>() as u32 * u8::BITS;
+}
+
+/// Ports of the VIPs of a group, for longest prefix match.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct RangeKey {
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u32,
+    /// The group, all of its bits; not 0.
+    pub group: u32,
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// Zero; its bits never count. A key of eight bytes would be written at once, where the stack is not aligned to them.
+    pub pad: [u8; 2],
+}
+
+impl RangeKey {
+    /// Bits of a whole key.
+    pub const BITS: u32 = (size_of::<Self>() as u32 - 2) * u8::BITS;
+}
+
+/// Ports of a backend, for longest prefix match.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ReplyKey {
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u32,
+    /// The backend's [`Address`].
+    pub address: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// Zero; its bits never count.
+    pub pad: [u8; 2],
+}
+
+impl ReplyKey {
+    /// Bits of a whole key.
+    pub const BITS: u32 = (size_of::<Self>() as u32 - 2) * u8::BITS;
 }
 
 /// An attached interface.

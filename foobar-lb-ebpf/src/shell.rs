@@ -19,8 +19,9 @@ use foobar_lb_ebpf::{
     forward::{Hop, Question},
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic,
-        Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
+        PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip,
+        capacity,
     },
     packet::Packet,
     reason::{Reason, Verdict},
@@ -38,9 +39,16 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 static SERVICES: HashMap<Endpoint, Service> = HashMap::with_max_entries(capacity::SERVICES, 0);
 #[map]
+static RANGES: LpmTrie<RangeKey, Service> = LpmTrie::with_max_entries(capacity::RANGES, BPF_F_NO_PREALLOC);
+#[map]
 static REPLIES: HashMap<Endpoint, Reply> = HashMap::with_max_entries(capacity::BACKENDS, 0);
 #[map]
-static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::ADDRESSES, 0);
+static REPLY_RANGES: LpmTrie<ReplyKey, Reply> =
+    LpmTrie::with_max_entries(capacity::REPLY_RANGES, BPF_F_NO_PREALLOC);
+#[map]
+static ADDRESSES: HashMap<Address, Vip> = HashMap::with_max_entries(capacity::ADDRESSES, 0);
+#[map]
+static PREFIXES: LpmTrie<PrefixKey, Vip> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
 static DIRECT: LpmTrie<DirectKey, u32> = LpmTrie::with_max_entries(capacity::DIRECT, BPF_F_NO_PREALLOC);
 #[map]
@@ -199,15 +207,29 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn reply(&self, source: &Endpoint) -> Option<&Reply> {
-        // SAFETY: as for `service`.
-        unsafe { REPLIES.get(source) }
+    fn range(&self, group: u32, destination: &Endpoint) -> Option<&Service> {
+        if group == 0 {
+            return None;
+        }
+        RANGES.get(&Aligned(Key::new(RangeKey::BITS, destination.range_key(group))).0)
     }
 
     #[inline(always)]
-    fn address_flags(&self, address: &Address) -> u32 {
+    fn reply(&self, source: &Endpoint) -> Option<&Reply> {
         // SAFETY: as for `service`.
-        unsafe { ADDRESSES.get(address) }.copied().unwrap_or(0)
+        let reply = unsafe { REPLIES.get(source) };
+        reply.or_else(|| REPLY_RANGES.get(&Aligned(Key::new(ReplyKey::BITS, source.reply_key())).0))
+    }
+
+    #[inline(always)]
+    fn vip(&self, address: &Address) -> Vip {
+        // SAFETY: as for `service`.
+        let vip = unsafe { ADDRESSES.get(address) };
+        let prefix = || {
+            let key = PrefixKey { pad: 0, address: address.0 };
+            PREFIXES.get(&Aligned(Key::new(PrefixKey::BITS, key)).0)
+        };
+        vip.or_else(prefix).copied().unwrap_or_default()
     }
 
     #[inline(always)]

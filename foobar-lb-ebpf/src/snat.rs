@@ -73,7 +73,7 @@ pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, backend: u32) -> R
     let mut parsed = Parsed::new();
     parsed.parse(packet)?;
     let Parsed { flow, kind, .. } = &parsed;
-    let service = tables.service(&flow.destination).ok_or(Reason::NoService)?;
+    let service = tables.service_of(&flow.destination).ok_or(Reason::NoService)?;
     if tables.renew(flow, *kind, service.idle) {
         return Ok(());
     }
@@ -270,8 +270,7 @@ fn find_replies<T: Tables>(tables: &T, claim: &Claim, flow: &mut FlowKey) -> boo
     let stride = 1 + reduce(hash, ports.get() - 1);
     let port = (reduce(hash >> 32, ports.get()) + attempt * stride) % ports;
     flow.source.address = backend.endpoint.address;
-    let as_it_came = backend.endpoint.port == [0; 2];
-    flow.source.port = if as_it_came { flow.destination.port } else { backend.endpoint.port };
+    flow.source.port = backend.endpoint.port_or(flow.destination.port);
     flow.destination.address = sources.addresses[address as usize & LAST];
     flow.destination.port = sources.first_port.wrapping_add(port as u16).to_be_bytes();
     true

@@ -7,7 +7,7 @@ use crate::{
     headers::Side,
     layout::{
         Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic, Reply, ServerId,
-        Service, Slot, Sources, Tunnel,
+        Service, Slot, Sources, Tunnel, Vip,
     },
     packet::Packet,
     quic,
@@ -26,10 +26,12 @@ pub trait Tables {
     fn hash_key(&self) -> &HashKey;
     /// The service of clients' packets to this end.
     fn service(&self, destination: &Endpoint) -> Option<&Service>;
-    /// What packets from this end are rewritten to.
+    /// The service of clients' packets to this end, whose address is a VIP of the group; none has group 0.
+    fn range(&self, group: u32, destination: &Endpoint) -> Option<&Service>;
+    /// What packets from this end are rewritten to, whether the end is known by itself or in a range of ports.
     fn reply(&self, source: &Endpoint) -> Option<&Reply>;
-    /// Bits of [`address_flag`](crate::layout::address_flag); 0 for an address of no interest.
-    fn address_flags(&self, address: &Address) -> u32;
+    /// What is known of an address, by itself or as one of a prefix; nothing of one of no interest.
+    fn vip(&self, address: &Address) -> Vip;
     /// Whether the client is in this list of direct clients.
     fn is_direct(&self, list: u32, client: &Address) -> bool;
     /// A slot of the arena.
@@ -71,6 +73,13 @@ pub trait Tables {
     fn count_traffic(&self, backend: u32, side: Side, bytes: u64);
     /// Counts a remembered flow that leaves its backend, which does not serve any more.
     fn count_repicked(&self, backend: u32);
+
+    /// The service of clients' packets to this end, by itself or in a range of ports.
+    #[inline(always)]
+    fn service_of(&self, destination: &Endpoint) -> Option<&Service> {
+        let service = self.service(destination);
+        service.or_else(|| self.range(self.vip(&destination.address).group, destination))
+    }
 
     /// [`quic::named_backend`]. The kernel has this, and the next, as a function of its own.
     #[inline(always)]

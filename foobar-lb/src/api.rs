@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -63,8 +62,8 @@ pub struct Interface {
 pub struct Service {
     /// As configured.
     pub name: String,
-    /// VIP and port.
-    pub address: SocketAddr,
+    /// VIP and port, or more of them, as in the configuration.
+    pub address: String,
     /// `tcp` or `udp`.
     pub protocol: String,
     /// How packets reach the backends: `nat`, `dsr`, `tunnel` or `snat`.
@@ -103,8 +102,8 @@ impl Service {
 pub struct Backend {
     /// As configured.
     pub name: String,
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it listens; without a port if packets keep theirs.
+    pub address: String,
     /// Its share of new flows: as the operator said, else as configured.
     pub weight: u16,
     /// `enabled`, `draining`, `disabled`, or `removed` when the configuration has it no more.

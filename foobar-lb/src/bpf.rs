@@ -27,8 +27,8 @@ pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, Reply, ServerId, Service, Slot, Sources,
-        Traffic, Tunnel, name,
+        Address, Backend, Count, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey,
+        ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, name,
     },
     reason::Reason,
 };
@@ -115,6 +115,7 @@ pub struct Capacities {
 }
 
 type Words<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+type Tree<const K: usize, const V: usize> = LpmTrie<MapData, [u8; K], [u8; V]>;
 
 const ENDPOINT: usize = size_of::<Endpoint>();
 
@@ -123,11 +124,14 @@ pub struct Bpf {
     ebpf: Ebpf,
     slots: MmapRaw,
     services: Words<ENDPOINT, { size_of::<Service>() }>,
+    ranges: Tree<{ size_of::<RangeKey>() }, { size_of::<Service>() }>,
     replies: Words<ENDPOINT, { size_of::<Reply>() }>,
-    addresses: HashMap<MapData, [u8; size_of::<Address>()], u32>,
+    reply_ranges: Tree<{ size_of::<ReplyKey>() }, { size_of::<Reply>() }>,
+    addresses: Words<{ size_of::<Address>() }, { size_of::<Vip>() }>,
+    prefixes: Tree<{ size_of::<PrefixKey>() }, { size_of::<Vip>() }>,
     interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
     server_ids: HashMap<MapData, [u8; size_of::<ServerId>()], u32>,
-    direct: LpmTrie<MapData, [u8; size_of::<DirectKey>()], u32>,
+    direct: Tree<{ size_of::<DirectKey>() }, { size_of::<u32>() }>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
     sources: Array<MapData, [u8; size_of::<Sources>()]>,
@@ -167,8 +171,11 @@ impl Bpf {
         Ok(Self {
             slots: map_slots(&mut ebpf, capacities.slots)?,
             services: take(&mut ebpf, name::SERVICES)?,
+            ranges: take(&mut ebpf, name::RANGES)?,
             replies: take(&mut ebpf, name::REPLIES)?,
+            reply_ranges: take(&mut ebpf, name::REPLY_RANGES)?,
             addresses: take(&mut ebpf, name::ADDRESSES)?,
+            prefixes: take(&mut ebpf, name::PREFIXES)?,
             interfaces: take(&mut ebpf, name::INTERFACES)?,
             server_ids: take(&mut ebpf, name::SERVER_IDS)?,
             direct: take(&mut ebpf, name::DIRECT)?,
@@ -212,15 +219,25 @@ impl Bpf {
             Step::PutServerId(server, id) => {
                 put(&mut self.server_ids, transmute!(*server), *id, name::SERVER_IDS)
             }
-            Step::PutDirect((key, bits), value) => self
-                .direct
-                .insert(&Key::new(*bits, transmute!(*key)), value, 0)
-                .map_err(failed(name::DIRECT, "write")),
+            Step::PutDirect((key, bits), value) => put_prefix(
+                &mut self.direct,
+                Key::new(*bits, transmute!(*key)),
+                transmute!(*value),
+                name::DIRECT,
+            ),
             Step::PutReply(end, reply) => {
                 put(&mut self.replies, transmute!(*end), transmute!(*reply), name::REPLIES)
             }
-            Step::PutAddress(address, flags) => {
-                put(&mut self.addresses, transmute!(*address), *flags, name::ADDRESSES)
+            Step::PutReplyRange((key, bits), reply) => {
+                let (key, reply) = (Key::new(*bits, transmute!(*key)), transmute!(*reply));
+                put_prefix(&mut self.reply_ranges, key, reply, name::REPLY_RANGES)
+            }
+            Step::PutAddress(address, vip) => {
+                put(&mut self.addresses, transmute!(*address), transmute!(*vip), name::ADDRESSES)
+            }
+            Step::PutPrefix((address, bits), vip) => {
+                let (key, vip) = (Key::new(*bits, transmute!(*address)), transmute!(*vip));
+                put_prefix(&mut self.prefixes, key, vip, name::PREFIXES)
             }
             Step::StoreSlots { table, place, slots } => {
                 self.store_slots(table + place, slots);
@@ -229,6 +246,10 @@ impl Bpf {
             Step::PutService(end, service) => {
                 put(&mut self.services, transmute!(*end), transmute!(*service), name::SERVICES)
             }
+            Step::PutRange((key, bits), service) => {
+                let (key, service) = (Key::new(*bits, transmute!(*key)), transmute!(*service));
+                put_prefix(&mut self.ranges, key, service, name::RANGES)
+            }
             Step::RemoveService(end) => remove(&mut self.services, transmute!(*end), name::SERVICES),
             // Slots that no service points to are free memory.
             Step::RemoveTable(_) => Ok(()),
@@ -236,9 +257,17 @@ impl Bpf {
                 remove(&mut self.addresses, transmute!(*address), name::ADDRESSES)
             }
             Step::RemoveReply(end) => remove(&mut self.replies, transmute!(*end), name::REPLIES),
+            Step::RemoveRange((key, bits)) => {
+                remove_prefix(&mut self.ranges, Key::new(*bits, transmute!(*key)), name::RANGES)
+            }
+            Step::RemoveReplyRange((key, bits)) => {
+                remove_prefix(&mut self.reply_ranges, Key::new(*bits, transmute!(*key)), name::REPLY_RANGES)
+            }
+            Step::RemovePrefix((address, bits)) => {
+                remove_prefix(&mut self.prefixes, Key::new(*bits, transmute!(*address)), name::PREFIXES)
+            }
             Step::RemoveDirect((key, bits)) => {
-                let removed = self.direct.remove(&Key::new(*bits, transmute!(*key)));
-                unless_missing(removed).map_err(failed(name::DIRECT, "remove from"))
+                remove_prefix(&mut self.direct, Key::new(*bits, transmute!(*key)), name::DIRECT)
             }
             Step::RemoveServerId(server) => {
                 remove(&mut self.server_ids, transmute!(*server), name::SERVER_IDS)
@@ -381,6 +410,23 @@ fn put<K: aya::Pod, V: aya::Pod>(
 fn remove<K: aya::Pod, V: aya::Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: K,
+    name: &'static str,
+) -> Result<(), Error> {
+    unless_missing(map.remove(&key)).map_err(failed(name, "remove from"))
+}
+
+fn put_prefix<const K: usize, const V: usize>(
+    map: &mut Tree<K, V>,
+    key: Key<[u8; K]>,
+    value: [u8; V],
+    name: &'static str,
+) -> Result<(), Error> {
+    map.insert(&key, value, 0).map_err(failed(name, "write"))
+}
+
+fn remove_prefix<const K: usize, const V: usize>(
+    map: &mut Tree<K, V>,
+    key: Key<[u8; K]>,
     name: &'static str,
 ) -> Result<(), Error> {
     unless_missing(map.remove(&key)).map_err(failed(name, "remove from"))

@@ -2,20 +2,26 @@
 //! one, `bpf` reads the current one, `plan` compares them; `Display` is the dump that golden tests compare.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, Quic, Reply, SETTLED,
-    ServerId, Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, address_flag, backend_flag, mapped, mode,
+    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, PrefixKey, Quic,
+    RangeKey, Reply, ReplyKey, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, Vip,
+    address_flag, backend_flag, mapped, mode,
+};
+use ipnet::IpNet;
+
+use crate::{
+    model::{Place, Ports, Protocol},
+    plan::Step,
+    wide::port_prefixes,
 };
 
-use crate::{model::Protocol, plan::Step};
-
-/// A prefix of direct clients: the key and how many bits of it count.
-pub type DirectPrefix = (DirectKey, u32);
+/// A key for longest prefix match: the key and how many bits of it count.
+pub type Prefix<K> = (K, u32);
 
 /// All maps that the control plane writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,15 +37,21 @@ pub struct Image {
     /// Server ids of QUIC connection ids, and the ids of the backends they name.
     pub server_ids: BTreeMap<ServerId, u32>,
     /// Prefixes of direct clients.
-    pub direct: BTreeMap<DirectPrefix, u32>,
+    pub direct: BTreeMap<Prefix<DirectKey>, u32>,
     /// Backends' ends and what packets from them are rewritten to.
     pub replies: BTreeMap<Endpoint, Reply>,
-    /// Flags of VIPs and of the balancer's own addresses.
-    pub addresses: BTreeMap<Address, u32>,
+    /// The same for backends' ranges of ports.
+    pub reply_ranges: BTreeMap<Prefix<ReplyKey>, Reply>,
+    /// VIPs and the balancer's own addresses.
+    pub addresses: BTreeMap<Address, Vip>,
+    /// Prefixes of VIPs.
+    pub prefixes: BTreeMap<Prefix<PrefixKey>, Vip>,
     /// Tables by the index of their first slot.
     pub tables: BTreeMap<u32, Vec<Slot>>,
     /// Services and their tables.
     pub services: BTreeMap<Endpoint, Service>,
+    /// Those of ranges of ports.
+    pub ranges: BTreeMap<Prefix<RangeKey>, Service>,
 }
 
 impl Image {
@@ -53,14 +65,20 @@ impl Image {
             Step::PutServerId(server, id) => drop(self.server_ids.insert(*server, *id)),
             Step::PutDirect(prefix, value) => drop(self.direct.insert(*prefix, *value)),
             Step::PutReply(end, reply) => drop(self.replies.insert(*end, *reply)),
-            Step::PutAddress(address, flags) => drop(self.addresses.insert(*address, *flags)),
+            Step::PutReplyRange(prefix, reply) => drop(self.reply_ranges.insert(*prefix, *reply)),
+            Step::PutAddress(address, vip) => drop(self.addresses.insert(*address, *vip)),
+            Step::PutPrefix(prefix, vip) => drop(self.prefixes.insert(*prefix, *vip)),
             Step::StoreSlots { table, place, slots } => self.store(*table, *place, slots),
             Step::PutService(end, service) => drop(self.services.insert(*end, *service)),
+            Step::PutRange(prefix, service) => drop(self.ranges.insert(*prefix, *service)),
             Step::RemoveService(end) => drop(self.services.remove(end)),
+            Step::RemoveRange(prefix) => drop(self.ranges.remove(prefix)),
             Step::RemoveTable(first) => drop(self.tables.remove(first)),
             Step::RemoveAddress(address) => drop(self.addresses.remove(address)),
+            Step::RemovePrefix(prefix) => drop(self.prefixes.remove(prefix)),
             Step::RemoveReply(end) => drop(self.replies.remove(end)),
             Step::RemoveServerId(server) => drop(self.server_ids.remove(server)),
+            Step::RemoveReplyRange(prefix) => drop(self.reply_ranges.remove(prefix)),
             Step::RemoveDirect(prefix) => drop(self.direct.remove(prefix)),
             Step::RemoveSources(id) => drop(self.sources.remove(id)),
             Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
@@ -87,13 +105,54 @@ pub fn address(ip: IpAddr) -> Address {
     }
 }
 
-/// The end in the form of the maps.
-pub fn endpoint(socket: SocketAddr, protocol: Protocol) -> Endpoint {
-    let protocol = match protocol {
+/// The prefix in the form of the maps.
+pub fn vip_prefix(prefix: &IpNet) -> Prefix<PrefixKey> {
+    let (Address(address), bits) = address_prefix(prefix);
+    (PrefixKey { pad: 0, address }, PrefixKey::PAD_BITS + bits)
+}
+
+/// The prefix as an address and how many of its bits count.
+pub fn address_prefix(prefix: &IpNet) -> Prefix<Address> {
+    let mapped_bits = u128::BITS - u32::from(prefix.max_prefix_len());
+    (address(prefix.network()), mapped_bits + u32::from(prefix.prefix_len()))
+}
+
+/// The protocol in the form of the maps.
+pub fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
-    };
-    Endpoint::new(address(socket.ip()), socket.port().to_be_bytes(), protocol)
+    }
+}
+
+/// The end in the form of the maps.
+pub fn endpoint(socket: SocketAddr, protocol: Protocol) -> Endpoint {
+    Endpoint::new(address(socket.ip()), socket.port().to_be_bytes(), protocol_number(protocol))
+}
+
+/// Ports of the VIPs of a group in the form of the maps.
+pub fn range_prefixes(
+    group: u32,
+    protocol: Protocol,
+    ports: Ports,
+) -> impl Iterator<Item = Prefix<RangeKey>> {
+    let key = move |port| Endpoint::new(NO_ADDRESS, port, protocol_number(protocol)).range_key(group);
+    with_ports(ports).map(move |(port, free)| (key(port), RangeKey::BITS - free))
+}
+
+/// Ports of a backend in the form of the maps.
+pub fn reply_prefixes(
+    backend: IpAddr,
+    protocol: Protocol,
+    ports: Ports,
+) -> impl Iterator<Item = Prefix<ReplyKey>> {
+    let key = move |port| Endpoint::new(address(backend), port, protocol_number(protocol)).reply_key();
+    with_ports(ports).map(move |(port, free)| (key(port), ReplyKey::BITS - free))
+}
+
+/// The prefixes that the ports consist of: the first port of each, network order, and how many of its bits do not count.
+fn with_ports(ports: Ports) -> impl Iterator<Item = ([u8; 2], u32)> {
+    port_prefixes(ports).into_iter().map(|(first, bits)| (first.to_be_bytes(), u16::BITS - bits))
 }
 
 impl fmt::Display for Image {
@@ -107,19 +166,21 @@ impl fmt::Display for Image {
             }
             writeln!(f)?;
         }
-        for (address, flags) in &self.addresses {
-            writeln!(f, "address {}:{}", Ip(address), AddressFlags(*flags))?;
+        for (address, vip) in &self.addresses {
+            writeln!(f, "address {}:{}", Ip(address), Known(vip))?;
+        }
+        for ((key, bits), vip) in &self.prefixes {
+            let prefix = Net(&Address(key.address), *bits - PrefixKey::PAD_BITS);
+            writeln!(f, "prefix {prefix}:{}", Known(vip))?;
         }
         for (end, service) in &self.services {
-            let Service { first_slot, slots, idle, mode, mss, affinity, quic } = service;
-            let idle = std::time::Duration::from_nanos(*idle);
-            write!(f, "service {}: {}, ", End(end), mode_name(*mode))?;
-            write!(f, "slots {first_slot}+{slots}, idle {idle:?}")?;
-            writeln!(f, "{}{}{}", Mss(*mss), Affinity(affinity), ConnectionIds(*quic))?;
-            if let Some(table) = self.tables.get(first_slot) {
+            write!(f, "service {}: ", End(end))?;
+            write_service(f, service)?;
+            if let Some(table) = self.tables.get(&service.first_slot) {
                 write_table(f, table)?;
             }
         }
+        self.write_ranges(f)?;
         for (id, backend) in &self.backends {
             let serves = if backend.flags & backend_flag::SERVES != 0 { "serves" } else { "does not serve" };
             writeln!(f, "backend {id}: {}, {serves}, {}", End(&backend.endpoint), Hop(&backend.next_hop))?;
@@ -136,17 +197,53 @@ impl fmt::Display for Image {
             writeln!(f, " is backend {backend}")?;
         }
         for (end, reply) in &self.replies {
-            write!(f, "reply {}: as {}, backend {}", End(end), End(&reply.service), reply.backend)?;
-            if reply.direct != 0 {
-                write!(f, ", direct list {}", reply.direct)?;
-            }
-            writeln!(f, "{}", Mss(reply.mss))?;
+            write!(f, "reply {}: ", End(end))?;
+            write_reply(f, reply)?;
+        }
+        for ((key, bits), reply) in &self.reply_ranges {
+            let (name, ip) = (protocol_name(key.protocol as u8), Address(key.address));
+            write!(f, "reply {name} {} ports {}: ", Ip(&ip), ports_of(key.port, ReplyKey::BITS - bits))?;
+            write_reply(f, reply)?;
         }
         for (key, bits) in self.direct.keys() {
-            writeln!(f, "direct list {}: {}", key.list, Prefix(key, *bits))?;
+            let prefix = Net(&Address(key.client), *bits - DirectKey::LIST_BITS);
+            writeln!(f, "direct list {}: {prefix}", key.list)?;
         }
         Ok(())
     }
+}
+
+impl Image {
+    /// Each table at the first of its ranges.
+    fn write_ranges(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut written = BTreeSet::new();
+        for ((key, bits), service) in &self.ranges {
+            let RangeKey { group, protocol, port, .. } = *key;
+            let ports = ports_of(port, RangeKey::BITS - bits);
+            write!(f, "group {group} {} ports {ports}: ", protocol_name(protocol as u8))?;
+            write_service(f, service)?;
+            let table = self.tables.get(&service.first_slot);
+            if let Some(table) = table.filter(|_| written.insert(service.first_slot)) {
+                write_table(f, table)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_service(f: &mut fmt::Formatter<'_>, service: &Service) -> fmt::Result {
+    let Service { first_slot, slots, idle, mode, mss, affinity, quic } = service;
+    let idle = std::time::Duration::from_nanos(*idle);
+    write!(f, "{}, slots {first_slot}+{slots}, idle {idle:?}", mode_name(*mode))?;
+    writeln!(f, "{}{}{}", Mss(*mss), Affinity(affinity), ConnectionIds(*quic))
+}
+
+fn write_reply(f: &mut fmt::Formatter<'_>, reply: &Reply) -> fmt::Result {
+    write!(f, "as {}, backend {}", End(&reply.service), reply.backend)?;
+    if reply.direct != 0 {
+        write!(f, ", direct list {}", reply.direct)?;
+    }
+    writeln!(f, "{}", Mss(reply.mss))
 }
 
 /// A table as counts: how many slots each pair of owner and previous owner has.
@@ -182,14 +279,24 @@ struct End<'a>(&'a Endpoint);
 impl fmt::Display for End<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ip = std::net::Ipv6Addr::from(self.0.address.0).to_canonical();
-        let protocol = if self.0.protocol == TCP { "tcp" } else { "udp" };
-        write!(f, "{protocol} {}", SocketAddr::new(ip, u16::from_be_bytes(self.0.port)))
+        let place = Place(SocketAddr::new(ip, u16::from_be_bytes(self.0.port)));
+        write!(f, "{} {place}", protocol_name(self.0.protocol))
     }
 }
 
-struct AddressFlags(u32);
+fn protocol_name(protocol: u8) -> &'static str {
+    if protocol == TCP { "tcp" } else { "udp" }
+}
 
-impl fmt::Display for AddressFlags {
+/// The ports that have the bits of the first that count; so many do not.
+fn ports_of(first: [u8; 2], free: u32) -> Ports {
+    let first = u16::from_be_bytes(first);
+    Ports { first, last: first | u16::MAX.checked_shr(u16::BITS - free).unwrap_or(0) }
+}
+
+struct Known<'a>(&'a Vip);
+
+impl fmt::Display for Known<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
             (address_flag::VIP, "vip"),
@@ -200,7 +307,12 @@ impl fmt::Display for AddressFlags {
             (address_flag::REJECT, "reject"),
             (address_flag::SOURCE, "source"),
         ];
-        names.iter().filter(|(flag, _)| self.0 & flag != 0).try_for_each(|(_, name)| write!(f, " {name}"))
+        let flags = self.0.flags;
+        names.iter().filter(|(flag, _)| flags & flag != 0).try_for_each(|(_, name)| write!(f, " {name}"))?;
+        match self.0.group {
+            0 => Ok(()),
+            group => write!(f, " group {group}"),
+        }
     }
 }
 
@@ -306,12 +418,13 @@ impl fmt::Display for Mac {
     }
 }
 
-struct Prefix<'a>(&'a DirectKey, u32);
+/// A prefix and how many bits of the mapped address it has.
+struct Net<'a>(&'a Address, u32);
 
-impl fmt::Display for Prefix<'_> {
+impl fmt::Display for Net<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bits = self.1 - DirectKey::LIST_BITS;
-        match std::net::Ipv6Addr::from(self.0.client).to_canonical() {
+        let Self(address, bits) = self;
+        match std::net::Ipv6Addr::from(address.0).to_canonical() {
             ip @ IpAddr::V4(_) => write!(f, "{ip}/{}", bits - 96),
             ip @ IpAddr::V6(_) => write!(f, "{ip}/{bits}"),
         }

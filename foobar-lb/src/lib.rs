@@ -26,3 +26,4 @@ pub mod sweep;
 pub mod sysctl;
 pub mod tasks;
 pub mod twin;
+pub mod wide;

@@ -116,7 +116,7 @@ fn register_services(registry: &mut Registry, status: &Status) {
     for service in &status.services {
         let labels = ServiceLabels {
             service: service.name.clone(),
-            address: service.address.to_string(),
+            address: service.address.clone(),
             protocol: service.protocol.clone(),
             mode: service.mode.clone(),
         };
@@ -172,7 +172,7 @@ fn labelled(status: &Status) -> impl Iterator<Item = (BackendLabels, &Service, &
         let labels = |backend: &Backend| BackendLabels {
             service: service.name.clone(),
             backend: backend.name.clone(),
-            address: backend.address.to_string(),
+            address: backend.address.clone(),
         };
         service.backends.iter().map(move |backend| (labels(backend), service, backend))
     })

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, Endpoint, Interface, Reply, ServerId, Service, Slot, Sources, Tunnel,
+    Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, ServerId,
+    Service, Slot, Sources, Tunnel, Vip,
 };
 
-use crate::image::{DirectPrefix, Image};
+use crate::image::{Image, Prefix};
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +20,9 @@ pub enum Step {
     PutSources(u32, Sources),
     PutBackend(u32, Backend),
     PutServerId(ServerId, u32),
-    PutDirect(DirectPrefix, u32),
+    PutDirect(Prefix<DirectKey>, u32),
     PutReply(Endpoint, Reply),
+    PutReplyRange(Prefix<ReplyKey>, Reply),
     /// Stores a run of slots of the table that begins at slot `table` of the arena, from its `place` on.
     StoreSlots {
         table: u32,
@@ -28,12 +30,17 @@ pub enum Step {
         slots: Vec<Slot>,
     },
     PutService(Endpoint, Service),
-    PutAddress(Address, u32),
+    PutRange(Prefix<RangeKey>, Service),
+    PutPrefix(Prefix<PrefixKey>, Vip),
+    PutAddress(Address, Vip),
     RemoveAddress(Address),
+    RemovePrefix(Prefix<PrefixKey>),
+    RemoveRange(Prefix<RangeKey>),
     RemoveService(Endpoint),
     RemoveTable(u32),
     RemoveReply(Endpoint),
-    RemoveDirect(DirectPrefix),
+    RemoveReplyRange(Prefix<ReplyKey>),
+    RemoveDirect(Prefix<DirectKey>),
     RemoveServerId(ServerId),
     RemoveBackend(u32),
     RemoveTunnel(u32),
@@ -51,16 +58,22 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     put(&mut steps, &current.server_ids, &wanted.server_ids, Step::PutServerId);
     put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
     put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
+    put(&mut steps, &current.reply_ranges, &wanted.reply_ranges, Step::PutReplyRange);
     for (first, slots) in &wanted.tables {
         let before = current.tables.get(first).map_or(&[][..], Vec::as_slice);
         store(&mut steps, *first, before, slots);
     }
     put(&mut steps, &current.services, &wanted.services, Step::PutService);
+    put(&mut steps, &current.ranges, &wanted.ranges, Step::PutRange);
+    put(&mut steps, &current.prefixes, &wanted.prefixes, Step::PutPrefix);
     put(&mut steps, &current.addresses, &wanted.addresses, Step::PutAddress);
 
     remove(&mut steps, &current.services, &wanted.services, Step::RemoveService);
     remove(&mut steps, &current.addresses, &wanted.addresses, Step::RemoveAddress);
+    remove(&mut steps, &current.prefixes, &wanted.prefixes, Step::RemovePrefix);
+    remove(&mut steps, &current.ranges, &wanted.ranges, Step::RemoveRange);
     remove(&mut steps, &current.tables, &wanted.tables, Step::RemoveTable);
+    remove(&mut steps, &current.reply_ranges, &wanted.reply_ranges, Step::RemoveReplyRange);
     remove(&mut steps, &current.replies, &wanted.replies, Step::RemoveReply);
     remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
     remove(&mut steps, &current.server_ids, &wanted.server_ids, Step::RemoveServerId);
@@ -153,7 +166,7 @@ mod tests {
                         quic: Quic::NONE,
                     },
                 );
-                image.addresses.insert(service.address, 1);
+                image.addresses.insert(service.address, Vip { flags: 1, group: 0 });
             }
             image
         })

@@ -10,6 +10,7 @@ use crate::{
     api,
     config::{self, Config},
     daemon::{Answer, Event},
+    model::Place,
     start::{Options, Settings},
     state::{Room, State},
 };
@@ -108,7 +109,8 @@ impl Reload {
         let displaced = state.reconfigure(config.services.clone(), room).map_err(api::Failure::of)?;
         let displaced = displaced.iter().map(|address| {
             format!(
-                "{address} was removed and is now in use elsewhere: its flows are not kept until they end"
+                "{} was removed and is now in use elsewhere: its flows are not kept until they end",
+                Place(*address)
             )
         });
         let warnings = (!config.warnings.is_empty()).then(|| config.warnings.to_string());

@@ -11,6 +11,7 @@ use std::{
 
 use caps::{CapSet, Capability};
 use foobar_lb_ebpf::layout;
+use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -236,8 +237,8 @@ fn range(ports: &RangeInclusive<u16>) -> String {
 /// Whoever closes an address of this machine to all but the services may lock himself out.
 fn warn_of_closed_addresses(config: &Config, locals: &[IpAddr]) {
     let closed = config.services.iter().filter(|service| service.vip.unmatched != Unmatched::Pass);
-    let vips: BTreeSet<IpAddr> = closed.map(|service| service.key.address.ip()).collect();
-    for vip in vips.iter().filter(|vip| locals.contains(vip)) {
+    let vips: BTreeSet<IpNet> = closed.map(|service| service.key.address.vip).collect();
+    for vip in locals.iter().filter(|local| vips.iter().any(|vip| vip.contains(*local))) {
         warn!(
             "{vip} is an address of this machine: with its `unmatched`, TCP connections to it that are for no \
              service are refused on attached interfaces, ssh among them"

@@ -8,7 +8,7 @@ use crate::{
     api,
     bpf::{self, Bpf, Link},
     image::Mac,
-    model::{self, WhenEmpty},
+    model::{self, Place, WhenEmpty},
     reload::Reload,
     state::{Backend, Drain, Service, Standing, State},
     sweep::Flows,
@@ -68,7 +68,7 @@ impl Sources<'_> {
         let config = &service.config;
         Ok(api::Service {
             name: config.name.clone(),
-            address: config.key.address,
+            address: config.key.address.to_string(),
             protocol: config.key.protocol.to_string(),
             mode: service.config.mode.name().to_owned(),
             slots: config.table_size,
@@ -99,7 +99,7 @@ impl Sources<'_> {
         let traffic = self.bpf.traffic(backend.id)?;
         Ok(api::Backend {
             name: backend.config.name.clone(),
-            address: backend.config.address,
+            address: Place(backend.config.address).to_string(),
             weight: backend.weight(),
             admin: backend.admin().to_string(),
             drain: None,

@@ -4,20 +4,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv6Addr,
     time::{Duration, Instant},
 };
 
 use foobar_lb_ebpf::{
     conntrack,
     flow::{HashKey, hash, reduce},
-    layout::{Endpoint, FlowKey, Remembered, entry_state},
+    layout::{Endpoint, FlowKey, Remembered, TCP, entry_state},
     snat::Life,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
-    model::Remember,
+    image::endpoint,
+    model::{Protocol, Remember, ServiceKey},
     state::{self, State},
+    wide::Wide,
 };
 
 /// A packet that saw the maps before a change has left the data path long before this is over: RCU readers run for
@@ -107,7 +110,9 @@ pub fn monotonic() -> Duration {
 /// takes longer than the daemon may be kept from its events.
 pub struct Broom {
     hash_key: HashKey,
-    services: HashMap<Endpoint, Service>,
+    services: Vec<Service>,
+    exact: HashMap<Endpoint, usize>,
+    wide: Wide<usize>,
     clock: u64,
     now: Instant,
 }
@@ -134,11 +139,17 @@ impl Broom {
             };
             let (table_size, idle) = (service.config.table_size, nanos(service.config.idle));
             let (first_slot, serving) = (service.table.first(), service.serving());
-            (service.end(), Service { first_slot, table_size, idle, serving, homes })
+            Service { first_slot, table_size, idle, serving, homes }
+        };
+        let keys = || state.services.iter().map(|service| service.config.key).zip(0..);
+        let exact = |(ServiceKey { address, protocol }, place): (_, usize)| {
+            Some((endpoint(address.exact()?, protocol), place))
         };
         Self {
             hash_key: state.hash_key(),
             services: state.services.iter().map(service).collect(),
+            exact: keys().filter_map(exact).collect(),
+            wide: Wide::new(keys()),
             clock: nanos(clock),
             now,
         }
@@ -158,7 +169,7 @@ impl Broom {
         found.backends.insert(backend);
         // What has sent since this moment may have done so by other tables than those of this moment.
         let has_sent_since = flow.seen > self.clock;
-        let Some(service) = self.services.get(&flow.flow.destination) else { return has_sent_since };
+        let Some(service) = self.service(&flow.flow.destination) else { return has_sent_since };
         let place = reduce(hash(&self.hash_key, &flow.flow), service.table_size);
         found.slots.insert(service.first_slot + place);
         let keeps = has_sent_since || self.needs(flow, service, place, found);
@@ -172,7 +183,7 @@ impl Broom {
         let MappedFlow { flow, backend, life } = mapped;
         found.backends.insert(*backend);
         let has_sent_since = life.seen() > self.clock;
-        let Some(service) = self.services.get(&flow.destination) else { return has_sent_since };
+        let Some(service) = self.service(&flow.destination) else { return has_sent_since };
         if !has_sent_since {
             if life.is_over(service.idle, self.clock) {
                 return false;
@@ -184,6 +195,17 @@ impl Broom {
         }
         found.flows.entry(*backend).or_default().count(life.has_ended());
         true
+    }
+
+    /// The service of flows to this end.
+    fn service(&self, destination: &Endpoint) -> Option<&Service> {
+        let wide = || {
+            let address = Ipv6Addr::from(destination.address.0).to_canonical();
+            let protocol = if destination.protocol == TCP { Protocol::Tcp } else { Protocol::Udp };
+            self.wide.find(address, protocol, u16::from_be_bytes(destination.port))
+        };
+        let place = self.exact.get(destination).copied().or_else(wide)?;
+        Some(&self.services[place])
     }
 
     /// Whether the flow would break if it were forgotten.

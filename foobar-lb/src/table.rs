@@ -51,7 +51,7 @@ fn render_service(service: &Service) -> String {
         let since = backend.since_seconds.map(Duration::from_secs).map(humantime::format_duration);
         table.add_row([
             backend.name.clone(),
-            backend.address.to_string(),
+            backend.address.clone(),
             backend.admin.clone(),
             backend.health.clone(),
             since.map_or_else(|| "-".to_owned(), |since| since.to_string()),

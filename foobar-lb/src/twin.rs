@@ -21,7 +21,7 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        NextHop, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, capacity,
+        NextHop, PrefixKey, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -30,9 +30,10 @@ use foobar_lb_ebpf::{
 };
 use ipnet::IpNet;
 use mappings::Mappings;
+use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
-    image::{DirectPrefix, Image},
+    image::{Image, Prefix},
     plan::Step,
     sweep::{MappedFlow, RememberedFlow, Store},
 };
@@ -154,17 +155,24 @@ impl Tables for Twin {
         self.image.services.get(destination)
     }
 
-    fn reply(&self, source: &Endpoint) -> Option<&Reply> {
-        self.image.replies.get(source)
+    fn range(&self, group: u32, destination: &Endpoint) -> Option<&Service> {
+        longest(&self.image.ranges, &destination.range_key(group))
     }
 
-    fn address_flags(&self, address: &Address) -> u32 {
-        self.image.addresses.get(address).copied().unwrap_or(0)
+    fn reply(&self, source: &Endpoint) -> Option<&Reply> {
+        let range = || longest(&self.image.reply_ranges, &source.reply_key());
+        self.image.replies.get(source).or_else(range)
+    }
+
+    fn vip(&self, address: &Address) -> Vip {
+        let vip = self.image.addresses.get(address);
+        vip.or_else(|| longest(&self.image.prefixes, &PrefixKey { pad: 0, address: address.0 }))
+            .copied()
+            .unwrap_or_default()
     }
 
     fn is_direct(&self, list: u32, client: &Address) -> bool {
-        let key = DirectKey { list, client: client.0 };
-        self.image.direct.keys().any(|prefix| contains(prefix, &key))
+        longest(&self.image.direct, &DirectKey { list, client: client.0 }).is_some()
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
@@ -258,11 +266,23 @@ impl Tables for Twin {
     }
 }
 
-/// Whether the key is in the prefix, by longest-prefix-match's rule: the first `bits` of both are equal.
-fn contains((prefix, bits): &DirectPrefix, key: &DirectKey) -> bool {
-    let client_bits = bits - DirectKey::LIST_BITS;
-    let difference = u128::from_be_bytes(prefix.client) ^ u128::from_be_bytes(key.client);
-    prefix.list == key.list && difference.leading_zeros() >= client_bits
+/// The value of the longest prefix of the key.
+fn longest<'m, K: IntoBytes + Immutable, V>(map: &'m BTreeMap<Prefix<K>, V>, key: &K) -> Option<&'m V> {
+    let prefixes = map.iter().filter(|((prefix, bits), _)| common_bits(prefix, key) >= *bits);
+    prefixes.max_by_key(|((_, bits), _)| *bits).map(|(_, value)| value)
+}
+
+/// How many bits are equal before the first that differs.
+fn common_bits<K: IntoBytes + Immutable>(a: &K, b: &K) -> u32 {
+    let mut bits = 0;
+    for (a, b) in a.as_bytes().iter().zip(b.as_bytes()) {
+        let equal = (a ^ b).leading_zeros();
+        bits += equal;
+        if equal < u8::BITS {
+            break;
+        }
+    }
+    bits
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Configurations of the balancer, in the form people write them.
 
 use std::fmt::{self, Display};
-use std::net::SocketAddr;
 
 use super::conversation::{KINDS, Protocol};
 use super::network::{BACKEND_PORT, Dual, Family, VIP, VIP_PORT, WEB1, WEB2, web};
@@ -10,7 +9,7 @@ use super::network::{BACKEND_PORT, Dual, Family, VIP, VIP_PORT, WEB1, WEB2, web}
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
-    address: SocketAddr,
+    address: String,
     protocol: Protocol,
     keys: Vec<String>,
     health: Vec<String>,
@@ -19,12 +18,12 @@ pub struct Service {
 
 impl Service {
     /// A service checked often enough for a test, by TCP.
-    pub fn new(name: &str, protocol: Protocol, address: SocketAddr) -> Self {
+    pub fn new(name: &str, protocol: Protocol, address: impl Display) -> Self {
         let health =
             ["kind = \"tcp\"", "interval = \"200ms\"", "timeout = \"200ms\"", "rise = 2", "fall = 3"];
         Self {
             name: name.to_owned(),
-            address,
+            address: address.to_string(),
             protocol,
             keys: Vec::new(),
             health: health.map(str::to_owned).to_vec(),
@@ -45,7 +44,7 @@ impl Service {
     }
 
     /// One more backend of weight 1.
-    pub fn backend(self, name: &str, address: SocketAddr) -> Self {
+    pub fn backend(self, name: &str, address: impl Display) -> Self {
         self.weighted_backend(name, address, 1)
     }
 
@@ -57,7 +56,7 @@ impl Service {
     }
 
     /// One more backend.
-    pub fn weighted_backend(mut self, name: &str, address: SocketAddr, weight: u16) -> Self {
+    pub fn weighted_backend(mut self, name: &str, address: impl Display, weight: u16) -> Self {
         self.backends.push(format!("name = \"{name}\"\naddress = \"{address}\"\nweight = {weight}"));
         self
     }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     decap::DEFAULT_GUE_PORT,
-    model::{Encapsulation, Mode, Mss, Pool, Protocol, Tunnel},
+    model::{Destination, Encapsulation, Mode, Mss, Pool, Protocol, Tunnel, is_host},
 };
 
 /// Of a service that does not say.
@@ -246,7 +246,7 @@ impl Forwarding {
     /// Reports what cannot be reached this way, and outer sources that do not go with the backends.
     pub(super) fn check(
         &self,
-        vip: Option<&Spanned<SocketAddr>>,
+        vip: Option<&Spanned<Destination>>,
         backends: &[BackendDraft],
         problems: &mut Problems,
     ) {
@@ -270,9 +270,13 @@ impl Forwarding {
             if let Some(why) = why {
                 check_family(vip, address.span(), address.get_ref().is_ipv6(), "backend", why, problems);
             }
-            if mode.keeps_destination() {
-                check_port(vip, address, mode, problems);
-            }
+            check_port(vip, address, mode, problems);
+        }
+        if mode.knows_replies_by_backend() && !is_host(&vip.get_ref().vip) {
+            let message = format!("{} is a prefix, which mode `nat` cannot have as VIPs", vip.get_ref().vip);
+            let help = "a backend's reply does not say which of the addresses its client asked for: use mode `snat`, or `dsr` or \
+                        `tunnel`, in which backends have the addresses themselves, or a service for each address";
+            problems.error(Problem::new(vip.span(), message).help(help));
         }
         self.check_sources(vip, backends, problems);
         self.check_pool(backends, problems);
@@ -302,18 +306,17 @@ impl Forwarding {
     }
 
     /// A host drops what seems to come from itself.
-    fn check_sources(&self, vip: &Spanned<SocketAddr>, backends: &[BackendDraft], problems: &mut Problems) {
+    fn check_sources(&self, vip: &Spanned<Destination>, backends: &[BackendDraft], problems: &mut Problems) {
         let addresses = || backends.iter().flat_map(|backend| &backend.address);
         for source in &self.sources {
             let prefix = source.get_ref();
-            let mut own = addresses().chain([vip]).filter(|own| prefix.contains(&own.get_ref().ip()));
-            if let Some(own) = own.next() {
-                let message = format!("{prefix} has {} in it, an address of a backend", own.get_ref().ip());
+            let backends = addresses().map(|own| (IpNet::from(own.get_ref().ip()), own.span()));
+            let mut own = backends.chain([(vip.get_ref().vip, vip.span())]);
+            if let Some((own, place)) = own.find(|(own, _)| prefix.contains(own) || own.contains(prefix)) {
+                let message = format!("{prefix} has {} in it, an address of a backend", own.addr());
                 let help = "take a prefix that no host has addresses of, or this machine's own address: a backend drops \
                             what seems to come from itself";
-                problems.error(
-                    Problem::new(source.span(), message).help(help).related(own.span(), "the address"),
-                );
+                problems.error(Problem::new(source.span(), message).help(help).related(place, "the address"));
             }
             let is_ipv6 = prefix.addr().is_ipv6();
             if !addresses().any(|address| address.get_ref().is_ipv6() == is_ipv6) {
@@ -328,7 +331,7 @@ impl Forwarding {
 }
 
 fn check_family(
-    vip: &Spanned<SocketAddr>,
+    vip: &Spanned<Destination>,
     place: Span,
     is_ipv6: bool,
     what: &str,
@@ -344,15 +347,28 @@ fn check_family(
     }
 }
 
-/// The packet arrives with the port that the client sent it to.
+/// The packet arrives with the port that the client sent it to, except in mode `nat` with one port for another.
 fn check_port(
-    vip: &Spanned<SocketAddr>,
+    vip: &Spanned<Destination>,
     backend: &Spanned<SocketAddr>,
     mode: &Mode,
     problems: &mut Problems,
 ) {
-    let (port, wanted) = (backend.get_ref().port(), vip.get_ref().port());
-    if port != wanted {
+    let (port, destination) = (backend.get_ref().port(), vip.get_ref());
+    let Some(exact) = destination.exact() else {
+        if port != 0 && !matches!(mode, Mode::Snat(_)) {
+            let message = format!("a backend with a port in a service of {destination}");
+            let help = format!(
+                "packets reach the backend on the port that the client sent them to: write \"{}\"",
+                backend.get_ref().ip()
+            );
+            let problem = Problem::new(backend.span(), message).help(help);
+            problems.error(problem.related(vip.span(), "the service's address"));
+        }
+        return;
+    };
+    let wanted = exact.port();
+    if mode.keeps_destination() && port != wanted {
         let name = mode.name();
         let message = format!(
             "a backend on port {port} in a service on port {wanted}, which mode `{name}` cannot have"

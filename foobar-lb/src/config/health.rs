@@ -1,18 +1,19 @@
 //! The `[service.health]` section -> [`Settings`]. What a probe does with them is left to the health checks.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use hyper::http::uri::{Authority, PathAndQuery};
 use serde_spanned::Spanned;
 
 use super::{
     report::{Problem, Problems, Span},
+    service::BackendDraft,
     shape,
     values::{self, Fault},
 };
 use crate::{
     health::{Http, Kind, Settings},
-    model::Protocol,
+    model::{Destination, Protocol},
 };
 
 /// From probe to probe.
@@ -51,6 +52,7 @@ enum Word {
 pub(super) fn validate(
     section: Option<shape::Health>,
     protocol: Protocol,
+    ports: Ports<'_>,
     service: &Span,
     problems: &mut Problems,
 ) -> Option<Settings> {
@@ -66,7 +68,9 @@ pub(super) fn validate(
         check_use(&section, word, problems);
     }
 
-    let shape::Health { kind: _, path, host, status, body, interval, timeout, rise, fall } = section;
+    let shape::Health { kind: _, port, path, host, status, body, interval, timeout, rise, fall } = section;
+    let is_probed = word.is_some_and(|word| word != Word::None);
+    let port = read_port(port, ports, is_probed, problems);
     let http = validate_http(path, host, status, body, problems);
     let (interval, timeout) = validate_times(interval, timeout, problems);
     let rise = problems.read_or(rise, DEFAULT_RISE, |&value| values::integer(value, "rise", STREAKS));
@@ -76,7 +80,45 @@ pub(super) fn validate(
         Word::Tcp => Kind::Tcp,
         Word::Http => Kind::Http(http?),
     };
-    Some(Settings { kind, interval: interval?, timeout: timeout?, rise: rise?, fall: fall? })
+    Some(Settings { kind, port: port?, interval: interval?, timeout: timeout?, rise: rise?, fall: fall? })
+}
+
+/// What is known of the ports of a service's backends.
+pub(super) struct Ports<'d> {
+    /// The one that all packets reach a backend on that has none of its own.
+    own: Option<u16>,
+    /// The first backend that has none of its own.
+    without: Option<&'d Spanned<SocketAddr>>,
+}
+
+impl<'d> Ports<'d> {
+    /// Those of a service on this address.
+    pub(super) fn of(address: Option<&Spanned<Destination>>, backends: &'d [BackendDraft]) -> Self {
+        let ports = address.map(|address| address.get_ref().ports);
+        let own = ports.filter(|ports| ports.first == ports.last).map(|ports| ports.first);
+        let mut addresses = backends.iter().flat_map(|backend| &backend.address);
+        // Where the service is not known, neither is what its backends lack.
+        let without = addresses.find(|backend| address.is_some() && backend.get_ref().port() == 0);
+        Self { own, without }
+    }
+}
+
+/// The port that is probed, if it is not the backend's own. Absent if that cannot be told.
+fn read_port(
+    section: shape::Number,
+    ports: Ports<'_>,
+    is_probed: bool,
+    problems: &mut Problems,
+) -> Option<Option<u16>> {
+    let port = problems.read_or(section, None, |&value| values::port(value, "port").map(Some))?;
+    let Some(without) = ports.without.filter(|_| is_probed && port.is_none()) else { return Some(port) };
+    if ports.own.is_none() {
+        let message = format!("no port to check the health of backend {} on", without.get_ref().ip());
+        let help = "set `port` of `[service.health]` to one that the servers answer on, or `kind` to `none`";
+        problems.error(Problem::new(without.span(), message).help(help));
+        return None;
+    }
+    Some(ports.own)
 }
 
 fn warn_unchecked(service: &Span, problems: &mut Problems) {
@@ -88,9 +130,10 @@ fn warn_unchecked(service: &Span, problems: &mut Problems) {
 
 /// Refuses keys that would have no effect, so that nobody believes in them.
 fn check_use(section: &shape::Health, word: Word, problems: &mut Problems) {
-    let shape::Health { kind: _, path, host, status, body, interval, timeout, rise, fall } = section;
+    let shape::Health { kind: _, port, path, host, status, body, interval, timeout, rise, fall } = section;
     let of_http = [("path", path), ("host", host), ("status", status), ("body", body)];
     let of_probes = [
+        ("port", span(port)),
         ("interval", span(interval)),
         ("timeout", span(timeout)),
         ("rise", span(rise)),

@@ -1,7 +1,7 @@
 //! What a valid configuration asks of the backends: `check` says it, because the balancer cannot see it.
 
 use super::{Config, values::count};
-use crate::model::{Encapsulation, Mode, Quic, Service};
+use crate::model::{Encapsulation, Mode, Quic, Service, is_host};
 
 impl Config {
     /// A line for whatever the backends of a service have to be prepared for, with a command that does it where there
@@ -13,7 +13,9 @@ impl Config {
 
 fn note_mode(service: &Service) -> Option<String> {
     let Service { name, key, mode, .. } = service;
-    let decap = format!("foobar-lb decap IFACE --vip {}", key.address.ip());
+    let vip = key.address.vip;
+    let vips = if is_host(&vip) { vip.addr().to_string() } else { format!("ADDRESSES-OF-{vip}") };
+    let decap = format!("foobar-lb decap IFACE --vip {vips}");
     let (duty, command) = match mode {
         Mode::Nat | Mode::Hairpin(_) | Mode::Snat(_) => return None,
         Mode::Dsr => ("be on a link of the balancer and have the VIP", format!("{decap} --dsr")),

@@ -1,12 +1,7 @@
 //! The `[[service]]` and `[[service.backend]]` sections -> [`Draft`], what one service says by itself. How
 //! services get on with each other is left to `conflicts`.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    time::Duration,
-};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use serde_spanned::Spanned;
 
@@ -16,12 +11,13 @@ use super::{
     report::{Problem, Problems, Span},
     shape::{self, Integer},
     values::{self, Fault, count},
-    vip::DEFAULT_VIP,
+    vip::{self, Sections},
 };
 use crate::{
     health::Settings,
     model::{
-        Affinity, Backend, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, UdpDrain, Vip, WhenEmpty,
+        Affinity, Backend, Destination, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, UdpDrain,
+        WhenEmpty,
     },
     prime::{is_prime, next_prime},
 };
@@ -70,7 +66,7 @@ pub(super) struct Draft {
     /// The `[[service]]` header.
     pub(super) place: Span,
     pub(super) name: Option<Spanned<String>>,
-    pub(super) address: Option<Spanned<SocketAddr>>,
+    pub(super) address: Option<Spanned<Destination>>,
     pub(super) protocol: Option<Protocol>,
     pub(super) table_size: Option<u32>,
     pub(super) backends: Vec<BackendDraft>,
@@ -120,11 +116,7 @@ impl Draft {
     }
 
     /// The service, if nothing is absent. `vips` have what their sections say, `snat_ports` are those of all sources.
-    pub(super) fn build(
-        self,
-        vips: &BTreeMap<IpAddr, Vip>,
-        snat_ports: &RangeInclusive<u16>,
-    ) -> Option<Service> {
+    pub(super) fn build(self, vips: &Sections, snat_ports: &RangeInclusive<u16>) -> Option<Service> {
         let Forwarding { mut mode, direct, .. } = self.forwarding;
         if let Some(Mode::Snat(pool) | Mode::Hairpin(pool)) = &mut mode {
             pool.ports = snat_ports.clone();
@@ -144,7 +136,7 @@ impl Draft {
             affinity: self.affinity?,
             quic: self.quic?,
             mss: self.mss?,
-            vip: vips.get(&address.ip()).copied().unwrap_or(DEFAULT_VIP),
+            vip: vip::of(address.vip, vips),
             announce: self.announce,
             when_empty: self.when_empty?,
             health: self.health?,
@@ -170,10 +162,12 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
     let service = section.into_inner();
     let header = ("service", &place);
     let address =
-        problems.read_required(service.address, header, "address = \"203.0.113.80:80\"", values::address);
+        problems.read_required(service.address, header, "address = \"203.0.113.80:80\"", values::destination);
     let protocol = problems.read_or(service.protocol, DEFAULT_PROTOCOL, protocol);
     let known_protocol = protocol.unwrap_or(DEFAULT_PROTOCOL);
-    let mut backends = read_backends(service.backend, &place, problems);
+    let is_exact = address.as_ref().is_some_and(|address| address.get_ref().exact().is_some());
+    let read = if is_exact { values::address } else { values::host };
+    let mut backends = read_backends(service.backend, read, &place, problems);
     let quic = quic::read(service.quic, known_protocol, &mut backends, problems);
     let shape::Service { mode, encapsulation, gue_port, outer_source, snat, snat_source, direct, .. } =
         service;
@@ -201,7 +195,13 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
         remember: problems.read_or(service.remember, DEFAULT_REMEMBER, remember),
         announce: service.announce.unwrap_or(DEFAULT_ANNOUNCE),
         when_empty: problems.read_or(service.when_empty, DEFAULT_WHEN_EMPTY, when_empty),
-        health: health::validate(service.health, known_protocol, &place, problems),
+        health: health::validate(
+            service.health,
+            known_protocol,
+            health::Ports::of(address.as_ref(), &backends),
+            &place,
+            problems,
+        ),
         address,
         protocol,
         backends,
@@ -293,6 +293,7 @@ fn default_transition(protocol: Protocol) -> Duration {
 
 fn read_backends(
     sections: Vec<Spanned<shape::Backend>>,
+    read: ReadAddress,
     service: &Span,
     problems: &mut Problems,
 ) -> Vec<BackendDraft> {
@@ -302,7 +303,8 @@ fn read_backends(
                 .help("add a `[[service.backend]]` with a `name` and an `address`"),
         );
     }
-    let backends: Vec<_> = sections.into_iter().map(|section| read_backend(section, problems)).collect();
+    let backends: Vec<_> =
+        sections.into_iter().map(|section| read_backend(section, read, problems)).collect();
     if !backends.is_empty() && backends.iter().all(|backend| backend.weight == Some(0)) {
         problems.warn(
             Problem::new(
@@ -315,12 +317,19 @@ fn read_backends(
     backends
 }
 
-fn read_backend(section: Spanned<shape::Backend>, problems: &mut Problems) -> BackendDraft {
+/// How the addresses of a service's backends are read.
+type ReadAddress = fn(&str) -> Result<SocketAddr, Fault>;
+
+fn read_backend(
+    section: Spanned<shape::Backend>,
+    read: ReadAddress,
+    problems: &mut Problems,
+) -> BackendDraft {
     let place = section.span();
     let header = ("backend", &place);
     let shape::Backend { name, address, weight, quic_id: quic_text } = section.into_inner();
     let name = problems.read_required(name, header, "name = \"web1\"", values::name);
-    let address = problems.read_required(address, header, "address = \"10.0.1.11:80\"", values::address);
+    let address = problems.read_required(address, header, "address = \"10.0.1.11:80\"", read);
     let weight = problems.read_or(weight, DEFAULT_WEIGHT, |&value| {
         let weight = values::integer(value, "weight", 0..=u32::from(MAX_WEIGHT))?;
         Ok(weight.try_into().expect("the range fits"))

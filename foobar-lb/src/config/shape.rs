@@ -103,6 +103,7 @@ pub(super) struct Quic {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct Health {
     pub(super) kind: Text,
+    pub(super) port: Number,
     pub(super) path: Text,
     pub(super) host: Text,
     pub(super) status: Text,

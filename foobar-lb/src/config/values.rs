@@ -2,7 +2,7 @@
 //! go together is left to the sections.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
@@ -12,11 +12,12 @@ use humantime::format_duration;
 use ipnet::IpNet;
 
 use super::shape::Integer;
+use crate::model::{Destination, Ports};
 
 /// Names are metric labels and words of a command line.
 const MAX_NAME: usize = 64;
 /// Blocks with a meaning of their own, loopback and multicast among them, are not inside longer prefixes.
-const SHORTEST_SOURCE: u8 = 8;
+const SHORTEST_PREFIX: u8 = 8;
 
 /// What is wrong with a value.
 pub(super) struct Fault {
@@ -48,11 +49,82 @@ pub(super) fn name(text: &str) -> Result<String, Fault> {
     Err(Fault::new(message, help))
 }
 
-/// Where a service or a backend is: an address that one host on the network may have, and a port.
+/// Where a backend is: an address that one host on the network may have, and a port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, Fault> {
     let address = listen_address(text)?;
     check_unicast(address.ip())?;
     Ok(address)
+}
+
+/// The same without the port, or with it.
+pub(super) fn host(text: &str) -> Result<SocketAddr, Fault> {
+    match text.parse::<IpAddr>() {
+        Ok(host) => check_unicast(host).map(|()| SocketAddr::new(host, 0)),
+        Err(_) => address(text),
+    }
+}
+
+/// Where clients reach a service: an address or a prefix, and a port, a range of ports, or all of them.
+pub(super) fn destination(text: &str) -> Result<Destination, Fault> {
+    if let Ok(vip) = text.parse::<IpNet>() {
+        let example = Destination { vip, ports: Ports::one(80) };
+        return Err(Fault::new(format!("{text} has no port"), format!("for port 80 \"{example}\"")));
+    }
+    // What has neither a prefix nor several ports is told of in the words for that.
+    let wide = text.rsplit_once(':').filter(|(vip, ports)| {
+        vip.contains('/') || *ports == "*" || ports.contains('-') && !ports.contains(']')
+    });
+    let Some((vip, ports)) = wide else { return address(text).map(Destination::from) };
+    let ports = service_ports(ports)?;
+    let vip = vip_prefix(vip)?;
+    Ok(Destination { vip, ports })
+}
+
+fn service_ports(text: &str) -> Result<Ports, Fault> {
+    const RIGHT: &str =
+        "a port from 1 to 65535, a range such as 5000-5100 with the lower one first, or * for all";
+    if text == "*" {
+        return Ok(Ports::ANY);
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first @ 1..), Ok(last)) if first <= last => Ok(Ports { first, last }),
+        _ => Err(Fault::new(format!("{text:?} are no ports"), RIGHT)),
+    }
+}
+
+/// One address, in brackets if it is an IPv6 one, or a prefix.
+fn vip_prefix(text: &str) -> Result<IpNet, Fault> {
+    let is_ipv6 = text.contains(':');
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let bare = inner.filter(|_| is_ipv6).or_else(|| Some(text).filter(|_| !is_ipv6));
+    let prefix = bare.and_then(|bare| bare.parse::<IpNet>().or_else(|_| bare.parse().map(IpAddr::into)).ok());
+    let prefix = prefix.ok_or_else(|| {
+        let help = "an IP address or a prefix, such as \"203.0.113.0/28:80\" or \"[2001:db8::/64]:80\"";
+        Fault::new(format!("{text:?} is neither an address nor a prefix"), help)
+    })?;
+    check_canonical(prefix)?;
+    check_unicast(prefix.addr())?;
+    check_size(prefix, "the addresses that the network routes to this balancer")?;
+    Ok(prefix)
+}
+
+/// A VIP, or a prefix of VIPs, without ports.
+pub(super) fn vip(text: &str) -> Result<IpNet, Fault> {
+    if text.contains('/') { vip_prefix(&bracketed(text)) } else { ip(text).map(IpNet::from) }
+}
+
+fn bracketed(text: &str) -> String {
+    if text.contains(':') { format!("[{text}]") } else { text.to_owned() }
+}
+
+/// Blocks with a meaning of their own, and the IPv6 notation of IPv4 addresses, are not inside longer prefixes.
+fn check_size(prefix: IpNet, right: &str) -> Result<(), Fault> {
+    let has_mapped = prefix.contains(&IpAddr::from(Ipv4Addr::BROADCAST.to_ipv6_mapped()));
+    if prefix.prefix_len() < SHORTEST_PREFIX || has_mapped {
+        return Err(Fault::new(format!("{prefix} is more than one network"), right));
+    }
+    Ok(())
 }
 
 /// Where the daemon itself listens.
@@ -94,11 +166,9 @@ pub(super) fn source(text: &str) -> Result<IpNet, Fault> {
         })?;
     check_canonical(source)?;
     let help =
-        || format!("a unicast prefix of {SHORTEST_SOURCE} bits or more, which routers on the way let pass");
+        || format!("a unicast prefix of {SHORTEST_PREFIX} bits or more, which routers on the way let pass");
     check_unicast(source.addr()).map_err(|fault| Fault { help: help(), ..fault })?;
-    if source.prefix_len() < SHORTEST_SOURCE {
-        return Err(Fault::new(format!("{source} is more than one network"), help()));
-    }
+    check_size(source, &help())?;
     Ok(source)
 }
 

@@ -19,7 +19,7 @@ use self::{
     probe::{ProbeResult, probe},
     state::{Outcome, State, Transition},
 };
-use crate::model::{Health, ServiceKey};
+use crate::model::{Health, Place, ServiceKey};
 
 /// The longest that a first probe waits, so that the checks of a large configuration do not start in one
 /// burst.
@@ -30,6 +30,8 @@ const SPREAD: Duration = Duration::from_millis(100);
 pub struct Settings {
     /// What one probe does.
     pub kind: Kind,
+    /// The port that is probed, if it is not the backend's own.
+    pub port: Option<u16>,
     /// From the start of one probe to the start of the next, before jitter.
     pub interval: Duration,
     /// How long one probe may take.
@@ -69,7 +71,7 @@ pub struct Http {
 pub struct Target {
     /// The service that checks it; the same server may be up for one service and down for another.
     pub service: ServiceKey,
-    /// The address that is probed.
+    /// Where it listens; the port that is probed may be another.
     pub backend: SocketAddr,
 }
 
@@ -106,7 +108,9 @@ pub async fn check<E: From<Report> + Send + 'static>(
 ) {
     let health = if settings.kind == Kind::None { Health::Unknown } else { health };
     let check = Check::new(target, &settings, health);
-    check.run(&events, || probe(&settings.kind, target.backend, settings.timeout)).await;
+    let mut address = target.backend;
+    address.set_port(settings.port.unwrap_or(address.port()));
+    check.run(&events, || probe(&settings.kind, address, settings.timeout)).await;
 }
 
 /// A health check under way.
@@ -164,6 +168,7 @@ impl<'a> Check<'a> {
         let hindered = outcome == Outcome::Inconclusive;
         if hindered && !self.hindered {
             let Target { service, backend } = self.target;
+            let backend = Place(backend);
             let health = self.state.health();
             warn!(%service, %backend, %health, "backend {reason}; its health stays as it was");
         }
@@ -318,11 +323,11 @@ mod tests {
     }
 
     fn settings(kind: Kind) -> Settings {
-        Settings { kind, interval: INTERVAL, timeout: INTERVAL, rise: 2, fall: 2 }
+        Settings { kind, port: None, interval: INTERVAL, timeout: INTERVAL, rise: 2, fall: 2 }
     }
 
     fn target(backend: SocketAddr) -> Target {
-        let address = "203.0.113.80:80".parse().unwrap();
+        let address = SocketAddr::from(([203, 0, 113, 80], 80)).into();
         Target { service: ServiceKey { address, protocol: Protocol::Tcp }, backend }
     }
 

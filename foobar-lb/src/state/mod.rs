@@ -2,13 +2,14 @@
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
 //! `services` takes in a configuration, `word` what the operator says, `quic` knows whom connection ids name, `obstacle`
-//! what a mode asks of a next hop,
-//! `render` writes the image; this file has what is known and what follows for each backend.
+//! what a mode asks of a next hop, `render` writes the image, `vips` the part of it that is about VIPs; this file has what
+//! is known and what follows for each backend.
 
 mod obstacle;
 mod quic;
 mod render;
 mod services;
+mod vips;
 mod word;
 
 use std::{
@@ -19,9 +20,10 @@ use std::{
 
 use foobar_lb_ebpf::{
     flow::{HashKey, hash_key},
-    layout::{self, Endpoint, NO_BACKEND},
+    layout::{self, NO_BACKEND},
 };
 
+use self::vips::Groups;
 pub use self::{
     obstacle::Obstacle,
     services::{Refusal, Room},
@@ -29,7 +31,6 @@ pub use self::{
 };
 use crate::{
     health::{self, Report},
-    image::endpoint,
     maglev::{self, Member},
     model::{self, Admin, Down, Eligibility, Health, Protocol, Remember, UdpDrain, WhenEmpty, eligibility},
     neighbour::{self, View},
@@ -45,6 +46,7 @@ pub struct State {
     pub attached: BTreeMap<u32, layout::Interface>,
     view: View,
     seed: u64,
+    groups: Groups,
     /// Ids that a remembered flow may still name, and since when nothing else does.
     retired: BTreeMap<u32, Option<Instant>>,
     /// Regions of the arena that a packet under way may still read, and since when no service has them.
@@ -193,11 +195,6 @@ impl Backend {
 }
 
 impl Service {
-    /// Its end of clients' flows, as in the maps.
-    pub fn end(&self) -> Endpoint {
-        endpoint(self.config.key.address, self.config.key.protocol)
-    }
-
     /// What follows for each of its backends, in their order. Where a configuration replaces them all, those that it has
     /// no more stand in, if they are up, until one of the new ones has been measured. Else, if nobody is eligible and
     /// the service is to fail open, every enabled backend is taken.

@@ -8,7 +8,9 @@ use std::{
 use foobar_lb_ebpf::{
     headers::UDP_LENGTH,
     ip::Family,
-    layout::{self, Address, DirectKey, NO_ADDRESS, NextHop, Reply, address_flag, backend_flag, mode},
+    layout::{
+        self, Address, DirectKey, NO_ADDRESS, NextHop, PrefixKey, Reply, address_flag, backend_flag, mode,
+    },
 };
 use ipnet::IpNet;
 
@@ -17,8 +19,8 @@ use super::{
     obstacle::{outer_source, sources},
 };
 use crate::{
-    image::{DirectPrefix, Image, address, endpoint},
-    model::{self, Affinity, Encapsulation, Mode, Mss, Pool, Protocol, Unmatched, Vip},
+    image::{Image, Prefix, address, address_prefix, endpoint},
+    model::{self, Affinity, Destination, Encapsulation, Mode, Mss, Pool, Protocol, ServiceKey},
     neighbour,
     prime::largest_prime,
 };
@@ -33,12 +35,13 @@ impl State {
         let interfaces =
             self.attached.iter().map(|(index, attached)| (*index, self.render_interface(*index, *attached)));
         let mut image = Image { interfaces: interfaces.collect(), ..Image::default() };
-        for local in &self.view.locals {
-            image.addresses.insert(address(*local), address_flag::LOCAL);
-        }
+        let wide = self.wide();
+        self.groups.number(&wide);
+        self.render_vips(&wide, &mut image);
         for service in &self.services {
             self.render_service(service, &mut image);
         }
+        self.render_ranges(&wide, &mut image);
         image
     }
 
@@ -51,34 +54,26 @@ impl State {
     }
 
     fn render_service(&self, service: &Service, image: &mut Image) {
-        let model::Service { idle, remember, .. } = &service.config;
-        let end = service.end();
-        render_vip(&service.config, image.addresses.entry(end.address).or_default());
-        let first_slot = service.table.first();
-        let slots = service.config.table_size;
-        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        let affinity = affinity_mask(service.config.affinity, end.address);
-        let (mode, mss) = (mode(&service.config.mode), largest_segment(service));
-        let quic = service.connection_ids();
-        image.services.insert(end, layout::Service { first_slot, slots, idle, mode, mss, affinity, quic });
-        image.tables.insert(first_slot, service.table.render(*remember));
+        let ServiceKey { address: destination, protocol } = service.config.key;
+        if let Some(exact) = destination.exact() {
+            image.services.insert(endpoint(exact, protocol), service.record());
+        }
+        image.tables.insert(service.table.first(), service.table.render(service.config.remember));
         for prefix in &service.config.direct {
             image.direct.insert(direct_prefix(service.list, prefix), 1);
         }
         image.server_ids.extend(service.server_ids());
         for (backend, standing) in service.backends.iter().zip(service.standings()) {
-            let protocol = service.config.key.protocol;
             let rendered = self.render_backend(backend, protocol, standing);
             if let Some(pool) = service.config.mode.pool() {
                 self.render_sources(pool, backend, service.config.announce, image);
             }
             match &service.config.mode {
-                Mode::Nat | Mode::Hairpin(_) => {
-                    let direct = if service.config.direct.is_empty() { 0 } else { service.list };
-                    let reply = Reply { service: end, backend: backend.id, direct, mss, pad: 0 };
-                    image.replies.insert(rendered.endpoint, reply);
+                // Of the others there is a range for each of the service's.
+                Mode::Nat | Mode::Hairpin(_) if destination.exact().is_some() => {
+                    image.replies.insert(rendered.endpoint, service.reply(backend));
                 }
-                Mode::Dsr | Mode::Snat(_) => {}
+                Mode::Nat | Mode::Hairpin(_) | Mode::Dsr | Mode::Snat(_) => {}
                 Mode::Tunnel(tunnel) => {
                     let source = outer_source(tunnel, backend);
                     let tunnel = source.map(|source| render_tunnel(tunnel.encapsulation, &source));
@@ -98,7 +93,9 @@ impl State {
         let mut addresses = [NO_ADDRESS; layout::Sources::MOST];
         for (place, source) in addresses.iter_mut().zip(&known) {
             *place = address(*source);
-            let flags = image.addresses.entry(*place).or_default();
+            let around = image.prefixes.iter().filter(|(prefix, _)| contains(prefix, place));
+            let around = around.max_by_key(|((_, bits), _)| *bits).map(|(_, vip)| *vip).unwrap_or_default();
+            let flags = &mut image.addresses.entry(*place).or_insert(around).flags;
             *flags |= address_flag::SOURCE;
             if *flags & address_flag::LOCAL == 0 {
                 let announced = if announce { address_flag::ANNOUNCED } else { 0 };
@@ -158,21 +155,36 @@ impl State {
     }
 }
 
-fn render_vip(service: &model::Service, flags: &mut u32) {
-    let Vip { unmatched, ping } = service.vip;
-    *flags |= address_flag::VIP;
-    // An address of this machine is answered for by its kernel.
-    let ours = *flags & address_flag::LOCAL == 0;
-    let wanted = [
-        (ours && service.announce, address_flag::ANNOUNCED),
-        (ours && ping, address_flag::ECHO),
-        (unmatched == Unmatched::Drop, address_flag::DROP),
-        (unmatched == Unmatched::Reject, address_flag::REJECT),
-    ];
-    *flags |= wanted.iter().filter(|(wanted, _)| *wanted).fold(0, |flags, (_, flag)| flags | flag);
+impl Service {
+    /// What the data path knows of it.
+    pub(super) fn record(&self) -> layout::Service {
+        let model::Service { key, mode, table_size: slots, idle, affinity, .. } = &self.config;
+        layout::Service {
+            first_slot: self.table.first(),
+            slots: *slots,
+            idle: u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX),
+            mode: mode_number(mode),
+            mss: largest_segment(self),
+            affinity: affinity_mask(*affinity, key.address.is_ipv6()),
+            quic: self.connection_ids(),
+        }
+    }
+
+    /// What replies of a backend are rewritten to.
+    pub(super) fn reply(&self, backend: &Backend) -> Reply {
+        let Destination { vip, ports } = self.config.key.address;
+        let port = if ports.first == ports.last { ports.first } else { 0 };
+        Reply {
+            service: endpoint((vip.addr(), port).into(), self.config.key.protocol),
+            backend: backend.id,
+            direct: if self.config.direct.is_empty() { 0 } else { self.list },
+            mss: largest_segment(self),
+            pad: 0,
+        }
+    }
 }
 
-fn mode(mode: &Mode) -> u32 {
+fn mode_number(mode: &Mode) -> u32 {
     match mode {
         Mode::Nat => mode::NAT,
         Mode::Hairpin(_) => mode::HAIRPIN,
@@ -183,11 +195,11 @@ fn mode(mode: &Mode) -> u32 {
 }
 
 /// The bits of a client's address that count; none where every flow has its own backend.
-fn affinity_mask(affinity: Affinity, vip: Address) -> Address {
+fn affinity_mask(affinity: Affinity, is_ipv6: bool) -> Address {
     match affinity {
         Affinity::Flow => NO_ADDRESS,
         Affinity::Source(bits) => {
-            let mapped = if Family::of(&vip) == Family::V4 { u128::BITS - Ipv4Addr::BITS } else { 0 };
+            let mapped = if is_ipv6 { 0 } else { u128::BITS - Ipv4Addr::BITS };
             mask(mapped + u32::from(bits))
         }
     }
@@ -212,7 +224,7 @@ fn render_tunnel(encapsulation: Encapsulation, source: &IpNet) -> layout::Tunnel
 fn largest_segment(service: &Service) -> u32 {
     const TCP_HEADER: u32 = 20;
     let family = |address: IpAddr| if address.is_ipv4() { Family::V4 } else { Family::V6 };
-    let vip = family(service.config.key.address.ip());
+    let vip = family(service.config.key.address.vip.addr());
     let outer = |backend: &Backend| match &service.config.mode {
         Mode::Nat | Mode::Hairpin(_) | Mode::Dsr => 0,
         // What it grows by where the backend is of the other family.
@@ -235,13 +247,18 @@ fn largest_segment(service: &Service) -> u32 {
     }
 }
 
+/// Whether the address is in the prefix.
+fn contains((prefix, bits): &Prefix<PrefixKey>, address: &Address) -> bool {
+    let difference = u128::from_be_bytes(prefix.address) ^ u128::from_be_bytes(address.0);
+    difference.leading_zeros() >= bits - PrefixKey::PAD_BITS
+}
+
 /// So many ones.
 fn mask(bits: u32) -> Address {
     Address(u128::MAX.checked_shl(u128::BITS - bits).unwrap_or(0).to_be_bytes())
 }
 
-fn direct_prefix(list: u32, prefix: &IpNet) -> DirectPrefix {
-    let mapped_bits = u128::BITS - u32::from(prefix.max_prefix_len());
-    let bits = DirectKey::LIST_BITS + mapped_bits + u32::from(prefix.prefix_len());
-    (DirectKey { list, client: address(prefix.network()).0 }, bits)
+fn direct_prefix(list: u32, prefix: &IpNet) -> Prefix<DirectKey> {
+    let (Address(client), bits) = address_prefix(prefix);
+    (DirectKey { list, client }, DirectKey::LIST_BITS + bits)
 }

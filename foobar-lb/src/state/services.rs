@@ -4,16 +4,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::Range,
 };
 
 use thiserror::Error;
 
-use super::{Backend, Service, State, View, Word};
+use super::{Backend, Groups, Service, State, View, Word};
 use crate::{
-    model::{self, Affinity, Protocol, ServiceKey},
+    model::{self, Affinity, Ports, Protocol, ServiceKey},
     slots::Table,
+    wide::PrefixMap,
 };
 
 /// How much the maps hold.
@@ -107,6 +108,7 @@ impl State {
             attached: BTreeMap::new(),
             view: View::default(),
             seed,
+            groups: Groups::default(),
             retired: BTreeMap::new(),
             left: Vec::new(),
         };
@@ -115,8 +117,8 @@ impl State {
         state
     }
 
-    /// Replaces the configuration, or refuses and changes nothing. Services are known by their address and protocol,
-    /// backends by their address. Returns the backends that could not linger, because their address now belongs to
+    /// Replaces the configuration, or refuses and changes nothing. Services are known by their address and protocol, or
+    /// see [`predecessors`]; backends by their address. Returns the backends that could not linger, because their address now belongs to
     /// another service.
     pub fn reconfigure(
         &mut self,
@@ -124,12 +126,13 @@ impl State {
         room: Room,
     ) -> Result<Vec<SocketAddr>, Refusal> {
         let allocation = self.allocate(&services, room)?;
+        let predecessors = predecessors(&self.services, &services);
         let mut before: HashMap<ServiceKey, Service> =
             self.services.drain(..).map(|service| (service.config.key, service)).collect();
         let Allocation { mut ids, mut regions } = allocation;
-        let mut lists = free_lists(&before, &services);
-        for config in services {
-            let service = match before.remove(&config.key) {
+        let mut lists = free_lists(&before, &predecessors);
+        for (config, predecessor) in services.into_iter().zip(predecessors) {
+            let service = match predecessor.and_then(|key| before.remove(&key)) {
                 Some(service) => service.reconfigured(config, &mut ids, &mut lists),
                 None => {
                     let first = regions.next().expect("every new service was given a region");
@@ -157,8 +160,8 @@ impl State {
         taken.extend(self.left.iter().map(|(region, _)| region.clone()));
         let mut regions = Vec::new();
         let mut added = 0;
-        for config in services {
-            let Some(service) = before.get(&config.key) else {
+        for (config, predecessor) in services.iter().zip(predecessors(&self.services, services)) {
+            let Some(service) = predecessor.and_then(|key| before.get(&key)) else {
                 let first =
                     find_gap(&mut taken, config.table_size, room.slots).ok_or_else(|| Refusal::Slots {
                         service: config.name.clone(),
@@ -197,33 +200,62 @@ impl State {
     /// A lingering backend makes way for a service that has its address: replies of `nat` say nothing but where they
     /// come from, and what is sent to a VIP would come back.
     fn displace(&mut self) -> Vec<SocketAddr> {
-        let claimed: HashSet<(Protocol, SocketAddr)> = self
-            .services
-            .iter()
-            .filter(|service| service.config.mode.knows_replies_by_backend())
-            .flat_map(|service| {
-                let present = service.backends.iter().filter(|backend| !backend.removed);
-                present.map(|backend| (service.config.key.protocol, backend.config.address))
-            })
-            .collect();
-        let vips: HashSet<_> = self.services.iter().map(|service| service.config.key.address.ip()).collect();
+        let mut claims: HashMap<(Protocol, IpAddr), Vec<(Ports, ServiceKey)>> = HashMap::new();
+        let claiming = self.services.iter().filter(|service| service.config.mode.knows_replies_by_backend());
+        for service in claiming {
+            let key = service.config.key;
+            for backend in service.backends.iter().filter(|backend| !backend.removed) {
+                let address = backend.config.address;
+                claims
+                    .entry((key.protocol, address.ip()))
+                    .or_default()
+                    .push((service.reply_ports(address), key));
+            }
+        }
+        let mut vips = PrefixMap::<()>::new();
+        self.services.iter().for_each(|service| *vips.entry(service.config.key.address.vip) = ());
         let mut displaced = Vec::new();
         for service in &mut self.services {
-            let protocol = service.config.key.protocol;
-            let replies = service.config.mode.knows_replies_by_backend();
-            service.backends.retain(|backend| {
+            let (key, replies) = (service.config.key, service.config.mode.knows_replies_by_backend());
+            let backends = std::mem::take(&mut service.backends);
+            let stays = |backend: &Backend| {
                 let address = backend.config.address;
-                let claimed = replies && claimed.contains(&(protocol, address));
-                let stays = !backend.removed || !claimed && !vips.contains(&address.ip());
-                if !stays {
-                    self.retired.insert(backend.id, None);
-                    displaced.push(address);
-                }
-                stays
-            });
+                let ports = service.reply_ports(address);
+                let is_claim =
+                    |(others, other): &(Ports, ServiceKey)| *other != key && others.overlaps(ports);
+                let claims = claims.get(&(key.protocol, address.ip()));
+                let claimed = replies && claims.is_some_and(|claims| claims.iter().any(is_claim));
+                !backend.removed || !claimed && vips.around(address.ip().into()).next().is_none()
+            };
+            let (staying, leaving): (Vec<_>, Vec<_>) = backends.into_iter().partition(stays);
+            service.backends = staying;
+            self.retired.extend(leaving.iter().map(|backend| (backend.id, None)));
+            displaced.extend(leaving.iter().map(|backend| backend.config.address));
         }
         displaced
     }
+}
+
+/// Which service each of the configured ones goes on from: the one with the same address and protocol. One that has more
+/// than one port keeps its flows, too, when it gets others: it is known by its name then.
+fn predecessors(before: &[Service], services: &[model::Service]) -> Vec<Option<ServiceKey>> {
+    let keys: HashSet<ServiceKey> = services.iter().map(|config| config.key).collect();
+    let known: HashSet<ServiceKey> = before.iter().map(|service| service.config.key).collect();
+    let is_wide = |key: &ServiceKey| key.address.exact().is_none();
+    let gone = before.iter().filter(|service| !keys.contains(&service.config.key));
+    let gone = gone.filter(|service| is_wide(&service.config.key));
+    let gone: HashMap<&str, ServiceKey> =
+        gone.map(|service| (service.config.name.as_str(), service.config.key)).collect();
+    let by_name = |config: &model::Service| {
+        let key = gone.get(config.name.as_str()).filter(|_| is_wide(&config.key))?;
+        let same = key.protocol == config.key.protocol && key.address.vip == config.key.address.vip;
+        same.then_some(*key)
+    };
+    let predecessor = |config: &model::Service| match known.contains(&config.key) {
+        true => Some(config.key),
+        false => by_name(config),
+    };
+    services.iter().map(predecessor).collect()
 }
 
 /// What new services and backends are given.
@@ -250,9 +282,9 @@ fn find_gap(taken: &mut Vec<Range<u32>>, size: u32, room: u32) -> Option<u32> {
 /// Numbers for lists that no service has.
 fn free_lists(
     before: &HashMap<ServiceKey, Service>,
-    services: &[model::Service],
+    predecessors: &[Option<ServiceKey>],
 ) -> impl Iterator<Item = u32> + use<> {
-    let kept = services.iter().filter_map(|config| before.get(&config.key));
+    let kept = predecessors.iter().flatten().filter_map(|key| before.get(key));
     let taken: HashSet<u32> = kept.map(|service| service.list).collect();
     (1..).filter(move |list| !taken.contains(list))
 }
@@ -336,6 +368,14 @@ impl Service {
 
     fn has(&self, address: SocketAddr) -> bool {
         self.backends.iter().any(|backend| backend.config.address == address)
+    }
+
+    /// The ports that replies of a backend come from.
+    fn reply_ports(&self, backend: SocketAddr) -> Ports {
+        match backend.port() {
+            0 => self.config.key.address.ports,
+            port => Ports::one(port),
+        }
     }
 
     fn region(&self) -> Range<u32> {

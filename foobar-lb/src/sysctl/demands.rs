@@ -37,8 +37,11 @@ impl Demands {
     /// may become an address of this machine, as those do that keepalived moves.
     pub fn new(services: &[Service], locals: &[IpAddr], may_move: bool) -> Self {
         let rewritten = || services.iter().filter(|service| !service.mode.keeps_destination());
-        let vip = |service: &Service| service.key.address.ip();
-        let is_local = |service: &Service| locals.contains(&vip(service)) || may_move && !service.announce;
+        let vip = |service: &Service| service.key.address.vip.addr();
+        let is_local = |service: &Service| {
+            locals.iter().any(|local| service.key.address.vip.contains(local))
+                || may_move && !service.announce
+        };
         Self {
             replies: rewritten().map(vip).collect(),
             local_vip: rewritten().any(|service| vip(service).is_ipv4() && is_local(service)),

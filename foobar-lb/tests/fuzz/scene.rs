@@ -14,7 +14,7 @@ use foobar_lb_ebpf::layout::{Remembered, entry_state, name};
 use super::wire::arrivals;
 use crate::packet::{
     Arrival,
-    noise::{Event, Settings, Surroundings},
+    noise::{Event, Reach, Settings, Surroundings},
     way::WAYS,
     world::{self, CLIENT, COLLEAGUE, FAR, Family, Host, Story, TRANSITION, WEBS},
 };
@@ -101,6 +101,7 @@ fn known(bytes: &mut Unstructured) -> Result<Known> {
 fn settings(bytes: &mut Unstructured) -> Result<Settings> {
     Ok(Settings {
         way: pick(bytes, &WAYS)?,
+        reach: Reach::Port,
         mss: pick(bytes, &[None, Some(Mss::Auto), Some(Mss::Bytes(536)), Some(Mss::Bytes(1200))])?,
         affinity: pick(bytes, &[Affinity::Flow, Affinity::Source(24)])?,
         quic: bytes.arbitrary()?,

@@ -60,7 +60,7 @@ pub fn configure(setting: &Setting) -> model::Service {
         *setting;
     model::Service {
         name: "www".to_owned(),
-        key: ServiceKey { address: (frames::VIP, frames::SERVICE_PORT).into(), protocol },
+        key: ServiceKey { address: SocketAddr::from((frames::VIP, frames::SERVICE_PORT)).into(), protocol },
         mode: Mode::Nat,
         table_size: SLOTS,
         transition,
@@ -76,6 +76,7 @@ pub fn configure(setting: &Setting) -> model::Service {
         announce: false,
         when_empty,
         health: health::Settings {
+            port: None,
             kind: health::Kind::Tcp,
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),

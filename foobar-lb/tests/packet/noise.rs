@@ -6,7 +6,7 @@ use std::{ops::Range, time::Duration};
 
 use foobar_lb::{
     image::Image,
-    model::{Affinity, Down, Health, Mode, Mss, Remember, Unmatched, WhenEmpty},
+    model::{Affinity, Destination, Down, Health, Mode, Mss, Ports, Remember, Unmatched, WhenEmpty},
 };
 use proptest::{prelude::*, sample::select};
 
@@ -14,7 +14,7 @@ use self::composed::composed;
 use super::{
     Arrival, Row,
     frame::ETHERNET,
-    rows::{nat64, quic, snat},
+    rows::{nat64, quic, snat, wide},
     way::{WAYS, Way},
     world::{Family, Host, PORTS, Story, TRANSITION, WEB1, WEB2, WEB3},
 };
@@ -96,6 +96,7 @@ pub struct Settings {
     pub mss: Option<Mss>,
     pub affinity: Affinity,
     /// Connection ids name backends.
+    pub reach: Reach,
     pub quic: bool,
     pub unmatched: Unmatched,
     pub ping: bool,
@@ -111,17 +112,20 @@ fn settings() -> impl Strategy<Value = Settings> {
     let unmatched = select(vec![Unmatched::Pass, Unmatched::Drop, Unmatched::Reject]);
     let choices = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let affinity = select(vec![Affinity::Flow, Affinity::Flow, Affinity::Source(24)]);
+    let reach = select(vec![Reach::Port, Reach::Port, Reach::Range, Reach::Any, Reach::Prefix]);
     let choices = (affinity, any::<bool>(), unmatched, choices);
-    (select(WAYS.to_vec()), mss, choices).prop_map(|(way, mss, (affinity, quic, unmatched, choices))| {
+    let places = (select(WAYS.to_vec()), reach);
+    (places, mss, choices).prop_map(|((way, reach), mss, (affinity, quic, unmatched, choices))| {
         let (ping, announce, refuse, all, varied) = choices;
-        Settings { way, mss, affinity, quic, unmatched, ping, announce, refuse, all, varied }
+        Settings { way, reach, mss, affinity, quic, unmatched, ping, announce, refuse, all, varied }
     })
 }
 
 impl Settings {
     pub fn of(self, story: Story) -> Story {
         let story = if self.quic { quic::name_backends(story, quic::LENGTH) } else { story };
-        self.way.configure(story).configured(|service| {
+        let story = self.reach.configure(self.way, self.way.configure(story));
+        story.configured(|service| {
             service.mss = self.mss;
             service.affinity = self.affinity;
             service.vip.unmatched = self.unmatched;
@@ -133,6 +137,37 @@ impl Settings {
                 let sources = ["100.64.0.0/20", "2001:db8:64::/64"];
                 tunnel.sources = sources.map(|prefix| prefix.parse().expect("a prefix")).to_vec();
             }
+        })
+    }
+}
+
+/// How much of a VIP, or of VIPs, services have.
+#[derive(Clone, Copy, Debug)]
+pub enum Reach {
+    Port,
+    /// And the next ones.
+    Range,
+    Any,
+    /// All ports of some VIPs; of one, where the mode cannot have more.
+    Prefix,
+}
+
+impl Reach {
+    fn configure(self, way: Way, story: Story) -> Story {
+        let family = |ipv6| if ipv6 { Family::V6 } else { Family::V4 };
+        story.configured(|service| {
+            let address = &mut service.key.address;
+            match self {
+                Self::Port => return,
+                Self::Range => address.ports.last += 1,
+                Self::Any => address.ports = Ports::ANY,
+                Self::Prefix => {
+                    let vip = wide::prefix(family(address.is_ipv6()));
+                    let vip = if way == Way::Nat { address.vip } else { vip };
+                    *address = Destination { vip, ports: Ports::ANY };
+                }
+            }
+            service.backends.iter_mut().for_each(|backend| backend.address.set_port(0));
         })
     }
 }

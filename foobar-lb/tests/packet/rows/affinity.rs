@@ -28,7 +28,8 @@ pub fn rows() -> Vec<Row> {
 
 /// By the client's subnet.
 fn by_source(story: Story) -> Image {
-    let prefix = |service: &Service| subnet(CLIENT_SIDE, family_of(service.key.address.ip())).prefix_len();
+    let prefix =
+        |service: &Service| subnet(CLIENT_SIDE, family_of(service.key.address.vip.addr())).prefix_len();
     story.configured(|service| service.affinity = Affinity::Source(prefix(service))).image()
 }
 

@@ -20,6 +20,7 @@ mod reset;
 pub mod snat;
 mod tunnel;
 mod ways;
+pub mod wide;
 
 use super::{
     Row,
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Row> {
         announce::rows(),
         remember::rows(),
         affinity::rows(),
+        wide::rows(),
         snat::rows(),
         nat64::rows(),
         quic::rows(),

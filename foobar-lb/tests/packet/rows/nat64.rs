@@ -169,7 +169,7 @@ pub fn unmixed(story: Story) -> Story {
 
 fn with_backends(story: Story, of: fn(Family) -> Family) -> Story {
     story.configured(|service| {
-        let family = of(family_of(service.key.address.ip()));
+        let family = of(family_of(service.key.address.vip.addr()));
         for (backend, host) in service.backends.iter_mut().zip(WEBS) {
             backend.address = world::server(host, family);
         }

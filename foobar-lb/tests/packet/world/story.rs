@@ -60,6 +60,17 @@ impl Story {
         Self::moving().wait(TRANSITION).render()
     }
 
+    /// Backends of all services, before others join them.
+    pub const SERVED: u32 = (SERVICES.len() * WEBS.len()) as u32;
+
+    /// Each service is joined by another, which differs in this. Their backends have the ids from [`Self::SERVED`] on.
+    pub fn joined(mut self, change: impl FnMut(&mut model::Service)) -> Self {
+        let mut others = self.services.clone();
+        others.iter_mut().for_each(change);
+        self.services.extend(others);
+        self
+    }
+
     /// Configures all services differently.
     pub fn configured(mut self, change: impl FnMut(&mut model::Service)) -> Self {
         self.services.iter_mut().for_each(change);
@@ -136,7 +147,7 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
     };
     model::Service {
         name: format!("{protocol} {family:?}"),
-        key: ServiceKey { address: service(family), protocol },
+        key: ServiceKey { address: service(family).into(), protocol },
         mode: Mode::Nat,
         table_size: TABLE_SIZE,
         transition: TRANSITION,
@@ -152,6 +163,7 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
         announce: false,
         when_empty: WhenEmpty::FailOpen,
         health: health::Settings {
+            port: None,
             kind: health::Kind::Tcp,
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
