@@ -6,20 +6,23 @@ use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpNumber, NetSlice, SlicedPacket, TransportSlice};
 use foobar_lb_ebpf::{
     headers::Side,
-    layout::NextHop,
+    layout::{NextHop, mode},
     reason::{Action, Reason, Verdict},
 };
 
 use super::{
-    Outcome, Stage,
+    Outcome, Stage, mapped,
     seen::{ICMP, Seen, right_checksums},
-    translation::{declared_length, take_out, with_end, with_hop_less, with_segment_size, without_checksums},
+    translation::{
+        declared_length, take_out, with_end, with_ends, with_hop_less, with_segment_size, without_checksums,
+    },
 };
 use crate::packet::{Arrival, frame::ETHERNET, hex, way::Way, world::routes};
 
 /// All that can be said of one frame.
 pub fn check(stage: &Stage, arrival: &Arrival, outcome: &Outcome) -> Result<()> {
     check_counts(outcome)?;
+    mapped::check(&stage.image, &stage.twin.mappings())?;
     let Outcome { verdict, out, carried, .. } = outcome;
     let handed = outcome.is(Reason::HandedToKernel);
     match (verdict, carried.first(), outcome.action()) {
@@ -95,6 +98,14 @@ fn check_forwarded(stage: &Stage, arrival: &Arrival, outcome: &Outcome, id: u32,
         ensure!(hops.iter().any(|hop| leaves_by(hop, arrival.ingress, outcome)), "it leaves by no known way");
     }
     let Some(seen) = Seen::of(frame) else { return Ok(()) };
+    let ends = mapped::ends(&stage.twin.mappings(), frame, &seen, id, side);
+    if !ends.is_empty() {
+        return mapped::check_any(&ends, |to| {
+            check_translation(stage, frame, &seen, with_ends(frame, &seen, to), out.clone(), handed)
+        });
+    }
+    let needs_mapping = stage.image.services.values().any(|service| service.mode == mode::SNAT);
+    ensure!(!needs_mapping, "it has no mapping");
     let (translated, inner) = match (side, stage.way) {
         (Side::Source, _) => {
             let reply = stage.image.replies.values().find(|reply| reply.backend == id);
@@ -174,7 +185,8 @@ fn check_complaint(arrival: &Arrival, outcome: &Outcome) -> Result<()> {
     ensure!(answer.source.is_ipv6() || right.contains("of the IP header"), "the checksum of its header");
     match sliced.transport {
         Some(TransportSlice::Tcp(tcp)) => {
-            ensure!(outcome.is(Reason::Rejected) && tcp.rst() && out.len() == answer.next + 20, "{tcp:?}");
+            let refused = outcome.reasons.iter().any(|(reason, _)| reason.is_refusal());
+            ensure!(refused && tcp.rst() && out.len() == answer.next + 20, "{tcp:?}");
         }
         Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)) => {
             let quoted = &out[answer.next + ICMP..];

@@ -3,6 +3,7 @@
 //! be is left to `scene` and `wire`, what is claimed to `claims`.
 
 mod claims;
+mod mapped;
 mod scene;
 mod seen;
 mod translation;
@@ -42,7 +43,7 @@ pub struct Outcome {
 
 /// Lets all frames of a scene arrive. Panics where something is not as it has to be, and shows the frame.
 pub fn check(scene: &Scene) {
-    let mut stage = Stage::new(scene.settings.way, scene.image());
+    let mut stage = Stage::new(scene.way(), scene.image());
     for flow in &scene.known {
         stage.twin.remember(&flow.remembered(START));
     }
@@ -66,7 +67,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// All services of the image reach their backends this way.
+    /// All services of the image reach their backends this way, but for flows that are mapped.
     pub fn new(way: Way, image: Image) -> Self {
         let mut twin = Twin::with_capacities(image.clone(), SEED, FLOWS, HALF_OPEN, MAPPINGS);
         twin.now = START;

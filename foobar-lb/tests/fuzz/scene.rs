@@ -6,7 +6,7 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use foobar_lb::{
     image::Image,
-    model::{Affinity, Down, Health, Mss, Protocol, Unmatched},
+    model::{Affinity, Down, Health, Mode, Mss, Pool, Protocol, Unmatched},
     sweep::RememberedFlow,
 };
 use foobar_lb_ebpf::layout::{Remembered, entry_state, name};
@@ -15,17 +15,21 @@ use super::wire::arrivals;
 use crate::packet::{
     Arrival,
     noise::{Event, Reach, Settings, Surroundings},
-    way::WAYS,
+    way::{WAYS, Way},
     world::{self, CLIENT, COLLEAGUE, FAR, Family, Host, Story, TRANSITION, WEBS},
 };
 
 const SECOND: u64 = 1_000_000_000;
+/// The first ports that the balancer talks to backends from.
+pub const OWN_PORTS: [u16; 2] = [40_100, 40_101];
 
 /// A balancer, and what it hears.
 #[derive(Arbitrary, Debug)]
 pub struct Scene {
+    #[arbitrary(with = mapping)]
+    mapping: Option<Mapping>,
     #[arbitrary(with = settings)]
-    pub settings: Settings,
+    settings: Settings,
     #[arbitrary(with = surroundings)]
     surroundings: Surroundings,
     #[arbitrary(with = |bytes: &mut Unstructured| several(bytes, 5, event))]
@@ -37,9 +41,16 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// How flows reach backends that are not mapped.
+    pub fn way(&self) -> Way {
+        if self.mapping.is_some() { Way::Nat } else { self.settings.way }
+    }
+
     /// What the maps hold.
     pub fn image(&self) -> Image {
-        let story = self.surroundings.around(self.settings.of(Story::new()));
+        let settings = Settings { way: self.way(), ..self.settings };
+        let story = self.surroundings.around(settings.of(Story::new()));
+        let story = self.mapping.map_or_else(|| story.clone(), |mapping| mapping.of(story.clone()));
         self.events.iter().cloned().fold(story, |story, event| event.happen(story).render()).image()
     }
 }
@@ -121,6 +132,27 @@ fn surroundings(bytes: &mut Unstructured) -> Result<Surroundings> {
         named: bytes.arbitrary()?,
         mtu: pick(bytes, &[576, 1280, 1500, 9000])?,
     })
+}
+
+/// Both ends are replaced, of all flows or of those of the backends' subnet.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    mode: fn(Pool) -> Mode,
+    /// The last port that the balancer talks to backends from.
+    last: u16,
+}
+
+impl Mapping {
+    fn of(self, story: Story) -> Story {
+        let pool = || Pool { addresses: vec![], ports: OWN_PORTS[0]..=self.last };
+        story.configured(|service| service.mode = (self.mode)(pool()))
+    }
+}
+
+fn mapping(bytes: &mut Unstructured) -> Result<Option<Mapping>> {
+    let mode = pick(bytes, &[None, Some(Mode::Snat as fn(Pool) -> Mode), Some(Mode::Hairpin)])?;
+    let last = pick(bytes, &[OWN_PORTS[0], OWN_PORTS[1], u16::MAX])?;
+    Ok(mode.map(|mode| Mapping { mode, last }))
 }
 
 fn event(bytes: &mut Unstructured) -> Result<Event> {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, UdpHeader};
 use foobar_lb_ebpf::{
     headers::Side,
-    layout::{Endpoint, MAPPED_PREFIX, Tunnel},
+    layout::{Endpoint, FlowKey, MAPPED_PREFIX, Tunnel},
 };
 
 use super::seen::Seen;
@@ -35,6 +35,15 @@ pub fn with_end(frame: &[u8], seen: &Seen, side: Side, to: &Endpoint) -> Vec<u8>
     }
     set_address(&mut frame, &quoted, side.opposite(), to);
     set_port(&mut frame, &quoted, side.opposite(), to);
+    frame
+}
+
+/// The frame with both ends of its flow replaced.
+pub fn with_ends(frame: &[u8], seen: &Seen, to: &FlowKey) -> Vec<u8> {
+    let frame = with_end(frame, seen, Side::Destination, &to.destination);
+    let mut frame = with_end(&frame, seen, Side::Source, &to.source);
+    // The receiver need not know a router on the way.
+    set_address(&mut frame, seen, Side::Source, &to.source);
     frame
 }
 

@@ -7,12 +7,15 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use etherparse::ArpOperation;
 
 use super::{
-    scene::{pick, several},
+    scene::{OWN_PORTS, pick, several},
     seen::mend_checksums,
 };
 use crate::packet::{
     Arrival,
-    frame::{Complaint, Datagram, Extension, Fragment, IcmpError, Link, Ping, Transport, arp, ip, octets},
+    frame::{
+        Complaint, Datagram, Extension, Fragment, Header, IcmpError, Link, Ping, Transport, arp, ip, octets,
+    },
+    rows::quic,
     world::{
         BACKEND_SIDE, CLIENT, CLIENT_SIDE, COLLEAGUE, FAR, Family, Host, MONITOR, PORTS, UNRESOLVED,
         UNROUTED, VIP, WEBS,
@@ -29,7 +32,8 @@ const TRANSPORTS: [Transport; 8] = [
     Transport::Udp,
     Transport::BareUdp,
 ];
-const CLIENTS: [Host; 7] = [CLIENT, FAR, COLLEAGUE, UNRESOLVED, UNROUTED, MONITOR, CLIENT_SIDE.balancer];
+const CLIENTS: [Host; 8] =
+    [CLIENT, FAR, COLLEAGUE, UNRESOLVED, UNROUTED, MONITOR, CLIENT_SIDE.balancer, BACKEND_SIDE.balancer];
 /// As long as headers of IPv4 may be.
 const OPTIONS: [&[u8]; 3] = [&[], &[1; 4], &[1; 40]];
 /// Bytes of TCP options at most.
@@ -192,7 +196,7 @@ fn reply(bytes: &mut Unstructured, family: Family, transport: Transport) -> Resu
     reply.from.set_ip(pick(bytes, &WEBS)?.ip(family));
     reply.from.set_port(pick(bytes, &[8080, 80])?);
     reply.to.set_ip(client(bytes, family)?);
-    reply.to.set_port(pick(bytes, &[40_000, 8080])?);
+    reply.to.set_port(pick(bytes, &[&[40_000, 8080], &OWN_PORTS[..]].concat())?);
     Ok(reply)
 }
 
@@ -220,8 +224,12 @@ fn extension(bytes: &mut Unstructured) -> Result<Extension> {
     })
 }
 
-/// Its first bytes let checksums have any value.
+/// Now and then a QUIC packet to a backend that it names. Else its first bytes let checksums have any value.
 fn payload(bytes: &mut Unstructured) -> Result<Vec<u8>> {
+    if bytes.ratio(1, 8)? {
+        let id = quic::connection_id(pick(bytes, &WEBS)?, quic::LENGTH);
+        return Ok(pick(bytes, &Header::BOTH)?.packet(&id));
+    }
     let mut payload = vec![0x5a; bytes.int_in_range(0..=LONGEST)?.into()];
     let first: [u8; 2] = bytes.arbitrary()?;
     payload.iter_mut().zip(first).for_each(|(byte, first)| *byte = first);

@@ -4,7 +4,7 @@
 pub mod frame;
 pub mod host;
 pub mod noise;
-mod rows;
+pub mod rows;
 pub mod way;
 pub mod world;
 

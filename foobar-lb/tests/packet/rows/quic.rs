@@ -71,7 +71,7 @@ fn server_id(backend: Host, length: u8) -> Vec<u8> {
 }
 
 /// A connection id that names a backend.
-fn connection_id(backend: Host, length: u8) -> Vec<u8> {
+pub fn connection_id(backend: Host, length: u8) -> Vec<u8> {
     [&[ROTATION << 5 | 3][..], &server_id(backend, length), &NONCE].concat()
 }
 
