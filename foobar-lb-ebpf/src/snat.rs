@@ -73,7 +73,8 @@ pub fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, backend: u32) -> R
     let mut parsed = Parsed::new();
     parsed.parse(packet)?;
     let Parsed { flow, kind, .. } = &parsed;
-    let service = tables.service_of(&flow.destination).ok_or(Reason::NoService)?;
+    // A fragment without ports shows none here: of a flow whose mappings are gone, as it could not open one anyway.
+    let service = tables.service_of(&flow.destination).ok_or(Reason::Unmapped)?;
     if tables.renew(flow, *kind, service.idle) {
         return Ok(());
     }

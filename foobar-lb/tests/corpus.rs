@@ -9,13 +9,14 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use arbitrary::{Arbitrary, Unstructured};
+use foobar_lb::model::{Mode, Pool};
 use foobar_lb_ebpf::reason::{Reason, Verdict};
 use fuzz::{Scene, Stage};
 use packet::{
     Arrival,
     frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, ip_header},
     way::Way,
-    world::{CLIENT_SIDE, Family, Story},
+    world::{CLIENT_SIDE, Family, Story, TRANSITION},
 };
 
 /// Where the fuzzer keeps its corpus.
@@ -78,4 +79,22 @@ fn an_error_that_quotes_what_lies_behind_it_quotes_nothing() {
     let mut stage = Stage::new(Way::Nat, Story::settled().image());
     let outcome = stage.check(&Arrival { ingress: CLIENT_SIDE.index, frame });
     assert!(outcome.verdict == Verdict::Drop && outcome.is(Reason::NoService));
+}
+
+/// It was told to be for no service, where the mappings of its flow had gone.
+#[test]
+fn a_fragment_of_a_mapped_flow_that_is_over_is_unmapped() {
+    let pool = || Pool { addresses: vec![], ports: 40_100..=40_100 };
+    let image = Story::settled().configured(|service| service.mode = Mode::Snat(pool())).image();
+    for family in Family::BOTH {
+        let mut stage = Stage::new(Way::Nat, image.clone());
+        let request = Datagram { id: 77, may_fragment: true, ..Datagram::request(family, Transport::Udp) };
+        let parts = [0..8, 8..request.segment().len()].map(|part| request.carrying(request.part(part)));
+        let [first, later] = parts.map(|frame| Arrival { ingress: CLIENT_SIDE.index, frame });
+        assert!(!stage.check(&first).carried.is_empty());
+        assert!(!stage.check(&later).carried.is_empty());
+        stage.wait(2 * TRANSITION.as_nanos() as u64);
+        let outcome = stage.check(&later);
+        assert!(outcome.verdict == Verdict::Drop && outcome.is(Reason::Unmapped), "{family:?}");
+    }
 }

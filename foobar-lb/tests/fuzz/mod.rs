@@ -48,7 +48,7 @@ pub fn check(scene: &Scene) {
         stage.twin.remember(&flow.remembered(START));
     }
     for step in &scene.steps {
-        stage.twin.now += step.later;
+        stage.wait(step.later);
         for arrival in &step.arrivals {
             let outcome = stage.check(arrival);
             if step.again {
@@ -72,6 +72,11 @@ impl Stage {
         let mut twin = Twin::with_capacities(image.clone(), SEED, FLOWS, HALF_OPEN, MAPPINGS);
         twin.now = START;
         Self { way, image, twin, datagrams: Datagrams::default() }
+    }
+
+    /// So many nanoseconds pass.
+    pub fn wait(&mut self, time: u64) {
+        self.twin.now += time;
     }
 
     /// Lets a frame arrive. Panics where what becomes of it is not as it has to be.
