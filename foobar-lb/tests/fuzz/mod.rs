@@ -3,6 +3,7 @@
 //! be is left to `scene` and `wire`, what is claimed to `claims`.
 
 mod claims;
+mod families;
 mod mapped;
 mod scene;
 mod seen;

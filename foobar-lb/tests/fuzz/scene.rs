@@ -15,6 +15,7 @@ use super::wire::arrivals;
 use crate::packet::{
     Arrival,
     noise::{Event, Reach, Settings, Surroundings},
+    rows::nat64,
     way::{WAYS, Way},
     world::{self, CLIENT, COLLEAGUE, FAR, Family, Host, Story, TRANSITION, WEBS},
 };
@@ -140,19 +141,23 @@ struct Mapping {
     mode: fn(Pool) -> Mode,
     /// The last port that the balancer talks to backends from.
     last: u16,
+    /// Backends are of the other IP than their service.
+    is_mixed: bool,
 }
 
 impl Mapping {
     fn of(self, story: Story) -> Story {
+        let story = if self.is_mixed { nat64::mixed(story) } else { story };
         let pool = || Pool { addresses: vec![], ports: OWN_PORTS[0]..=self.last };
         story.configured(|service| service.mode = (self.mode)(pool()))
     }
 }
 
 fn mapping(bytes: &mut Unstructured) -> Result<Option<Mapping>> {
-    let mode = pick(bytes, &[None, Some(Mode::Snat as fn(Pool) -> Mode), Some(Mode::Hairpin)])?;
+    const SNAT: fn(Pool) -> Mode = Mode::Snat;
+    let mode = pick(bytes, &[None, Some((SNAT, false)), Some((Mode::Hairpin, false)), Some((SNAT, true))])?;
     let last = pick(bytes, &[OWN_PORTS[0], OWN_PORTS[1], u16::MAX])?;
-    Ok(mode.map(|mode| Mapping { mode, last }))
+    Ok(mode.map(|(mode, is_mixed)| Mapping { mode, last, is_mixed }))
 }
 
 fn event(bytes: &mut Unstructured) -> Result<Event> {

@@ -72,7 +72,7 @@ pub fn with_hop_less(mut frame: Vec<u8>, seen: &Seen) -> Vec<u8> {
 }
 
 /// Where the TTL or hop limit is in a header.
-fn hops(family: Family) -> usize {
+pub fn hops(family: Family) -> usize {
     match family {
         Family::V4 => 8,
         Family::V6 => 7,
