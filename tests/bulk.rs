@@ -53,6 +53,16 @@ fn gue_over_ipv6_one_arm() -> Result<()> {
     check_transfers("bulk-gue-v6", Arms::One, Mode::Gue(Family::V6))
 }
 
+#[test]
+fn snat_one_arm() -> Result<()> {
+    check_transfers("bulk-snat-one", Arms::One, Mode::Snat)
+}
+
+#[test]
+fn snat_two_arm() -> Result<()> {
+    check_transfers("bulk-snat-two", Arms::Two, Mode::Snat)
+}
+
 fn check_transfers(name: &str, arms: Arms, mode: Mode) -> Result<()> {
     let site = Site::new(name, arms, mode)?;
     let client = &site.network.client;

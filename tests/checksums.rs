@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use lab::{Namespace, wait_until};
 
 use crate::support::config::vip_sections;
-use crate::support::conversation::{Conversation, KINDS, Protocol, ask, ask_at_length, connect};
+use crate::support::conversation::{Conversation, KINDS, Protocol, ask_at_length, ask_once, connect};
 use crate::support::network::{Arms, Family, Network, VIP, VIP_PORT};
 use crate::support::site::{Mode, Site};
 use crate::support::tshark::Capture;
@@ -54,6 +54,16 @@ fn gue_over_ipv6() -> Result<()> {
     check_checksums("checksums-gue-v6", Arms::One, Mode::Gue(Family::V6))
 }
 
+#[test]
+fn snat_two_arm() -> Result<()> {
+    check_checksums("checksums-snat-two", Arms::Two, Mode::Snat)
+}
+
+#[test]
+fn snat_one_arm() -> Result<()> {
+    check_checksums("checksums-snat-one", Arms::One, Mode::Snat)
+}
+
 fn check_checksums(name: &str, arms: Arms, mode: Mode) -> Result<()> {
     let site = Site::new(name, arms, mode)?;
     let _echoes = site.start_echoes()?;
@@ -87,7 +97,7 @@ fn talk(client: &Namespace, family: Family) -> Result<()> {
     let server = VIP.port(family, VIP_PORT);
     for (_, protocol) in KINDS.iter().filter(|(of, _)| *of == family) {
         for _ in 0..FLOWS {
-            ask(client, *protocol, server)?;
+            ask_once(client, *protocol, server)?;
         }
     }
     let mut flow = Conversation::open(client, Protocol::Tcp, server)?;

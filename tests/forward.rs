@@ -79,6 +79,21 @@ fn gue_over_ipv6_two_arm() -> Result<()> {
 }
 
 #[test]
+fn snat_one_arm() -> Result<()> {
+    check_flows("forward-snat-one", Arms::One, Mode::Snat, "auto")
+}
+
+#[test]
+fn snat_two_arm() -> Result<()> {
+    check_flows("forward-snat-two", Arms::Two, Mode::Snat, "auto")
+}
+
+#[test]
+fn snat_two_arm_with_generic_xdp() -> Result<()> {
+    check_flows("forward-snat-two-generic", Arms::Two, Mode::Snat, "generic")
+}
+
+#[test]
 fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
     let network = Network::new("forward-no-checksum", Arms::Two)?;
     let _echoes = start_pair(&network)?;
@@ -121,7 +136,7 @@ fn check_flows_of(site: &Site, family: Family, protocol: Protocol) -> Result<()>
     let backends = [Wire::open(&network.web1, "eth0")?, Wire::open(&network.web2, "eth0")?];
     let mut served = BTreeSet::new();
     for _ in 0..FLOWS {
-        served.insert(check_flow(network, family, protocol)?);
+        served.insert(check_flow(site, family, protocol)?);
     }
     ensure!(served.len() == 2, "{FLOWS} flows, and all went to {served:?}");
 
@@ -139,7 +154,7 @@ fn check_flows_of(site: &Site, family: Family, protocol: Protocol) -> Result<()>
         let requests = wire.received()?;
         check_checksums(&requests)?;
         let address = if mode.answers_directly() { VIP } else { address };
-        let of_clients = |seen: &Seen| seen.protocol == protocol && seen.from.ip() == CLIENT.of(family);
+        let of_clients = |seen: &Seen| seen.protocol == protocol && mode.is_client(seen.from, family);
         let right = |seen: &Seen| seen.to == address.port(family, mode.backend_port());
         check_packets(&requests, hops, of_clients, right)?;
     }
@@ -147,12 +162,11 @@ fn check_flows_of(site: &Site, family: Family, protocol: Protocol) -> Result<()>
 }
 
 /// Talks over one flow: always with the same backend.
-fn check_flow(network: &Network, family: Family, protocol: Protocol) -> Result<String> {
+fn check_flow(site: &Site, family: Family, protocol: Protocol) -> Result<String> {
     let server = VIP.port(family, VIP_PORT);
-    let mut flow = Conversation::open(&network.client, protocol, server)?;
+    let mut flow = Conversation::open(&site.network.client, protocol, server)?;
     let first = flow.ask()?;
-    let local = flow.local_address()?;
-    ensure!(first.client == local, "the backend saw {}, but the client is {local}", first.client);
+    site.mode.check_client(first.client, flow.local_address()?)?;
     for _ in 0..3 {
         let again = flow.ask()?;
         ensure!(again == first, "one flow was answered by {first:?} and by {again:?}");

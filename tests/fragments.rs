@@ -54,6 +54,16 @@ fn gue_over_ipv6() -> Result<()> {
     check_datagrams("fragments-gue-v6", Arms::Two, Mode::Gue(Family::V6))
 }
 
+#[test]
+fn snat_two_arm() -> Result<()> {
+    check_datagrams("fragments-snat-two", Arms::Two, Mode::Snat)
+}
+
+#[test]
+fn snat_one_arm() -> Result<()> {
+    check_datagrams("fragments-snat-one", Arms::One, Mode::Snat)
+}
+
 /// No packet inside a tunnel is fragmented by the balancer: the client has to make smaller fragments.
 #[test]
 fn a_client_learns_what_fits_through_a_tunnel() -> Result<()> {

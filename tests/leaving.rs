@@ -1,4 +1,4 @@
-//! In the modes whose replies go past the balancer too, new flows leave a backend that drains or is silent, and return.
+//! In the other modes than `nat` too, new flows leave a backend that drains or is silent, and return.
 
 use anyhow::Result;
 
@@ -22,6 +22,11 @@ fn tunnel() -> Result<()> {
 #[test]
 fn tunnel_by_udp() -> Result<()> {
     check_leaving("leaving-gue", Arms::Two, Mode::Gue(Family::V6))
+}
+
+#[test]
+fn snat() -> Result<()> {
+    check_leaving("leaving-snat", Arms::One, Mode::Snat)
 }
 
 fn check_leaving(name: &str, arms: Arms, mode: Mode) -> Result<()> {

@@ -9,7 +9,7 @@ use lab::Namespace;
 
 use crate::support::frames::check_checksums;
 use crate::support::http::{Download, upload};
-use crate::support::network::{Arms, CLIENT, Family, Network, ROUTER, VIP, VIP_PORT};
+use crate::support::network::{Arms, Family, Network, ROUTER, VIP, VIP_PORT};
 use crate::support::site::{Mode, Site, www_name};
 use crate::support::wire::Wire;
 
@@ -41,6 +41,16 @@ fn a_narrow_link_ipip_over_ipv4() -> Result<()> {
 #[test]
 fn a_narrow_link_gue_over_ipv6() -> Result<()> {
     check_narrow_link("mtu-gue-v6", Arms::One, Mode::Gue(Family::V6))
+}
+
+#[test]
+fn a_narrow_link_snat_one_arm() -> Result<()> {
+    check_narrow_link("mtu-snat-one", Arms::One, Mode::Snat)
+}
+
+#[test]
+fn a_narrow_link_snat_two_arm() -> Result<()> {
+    check_narrow_link("mtu-snat-two", Arms::Two, Mode::Snat)
 }
 
 #[test]
@@ -119,8 +129,9 @@ fn check_narrow_link(name: &str, arms: Arms, mode: Mode) -> Result<()> {
         for wire in wires {
             check_checksums(&wire.received()?)?;
         }
-        expect_learned(right, CLIENT.of(family), NARROW)?;
-        ensure!(learned(wrong, CLIENT.of(family))?.is_none(), "{} got another's ICMP error", wrong.name());
+        let seen = mode.client().of(family);
+        expect_learned(right, seen, NARROW)?;
+        ensure!(learned(wrong, seen)?.is_none(), "{} got another's ICMP error", wrong.name());
 
         // The other backend knows nothing yet, and so does not ask the client for small segments.
         balancer.backend(&["disable", &www_name(family), &serving])?.expect(0, &[&serving])?;

@@ -25,6 +25,12 @@ fn one_arm() -> Result<()> {
 
 /// The answer does not depend on how backends are reached.
 #[test]
+fn of_snat() -> Result<()> {
+    check_pings("ping-snat", Arms::Two, Mode::Snat)
+}
+
+/// The same.
+#[test]
 fn of_a_tunnel() -> Result<()> {
     check_pings("ping-tunnel", Arms::One, Mode::Ipip(Family::V6))
 }

@@ -37,6 +37,16 @@ fn gue_over_ipv4_one_arm() -> Result<()> {
     check_ways("traceroute-gue", Arms::One, Mode::Gue(Family::V4))
 }
 
+#[test]
+fn snat_two_arm() -> Result<()> {
+    check_ways("traceroute-snat-two", Arms::Two, Mode::Snat)
+}
+
+#[test]
+fn snat_one_arm() -> Result<()> {
+    check_ways("traceroute-snat-one", Arms::One, Mode::Snat)
+}
+
 /// `tracepath` asks ports that no service has, and ends at the balancer.
 #[test]
 fn tracepath_finds_a_narrow_link() -> Result<()> {

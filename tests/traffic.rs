@@ -29,6 +29,7 @@ mod ping;
 mod quic;
 mod reload;
 mod same_subnet;
+mod snat;
 mod spread;
 mod traceroute;
 mod tunnel;

@@ -163,7 +163,7 @@ pub fn expect_newcomers_at(
 ) -> Result<()> {
     let mut served = BTreeSet::new();
     for number in 0..MANY {
-        let backend = ask(client, protocol, server)?;
+        let backend = ask_once(client, protocol, server)?.0.backend;
         ensure!(backends.contains(&backend.as_str()), "a new flow to {server} went to {backend}");
         served.insert(backend);
         if served.len() == backends.len() && number >= FEW {
@@ -175,11 +175,16 @@ pub fn expect_newcomers_at(
 
 /// Opens a flow, asks once, and returns who answered; the client's address must have been kept.
 pub fn ask(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result<String> {
-    let mut conversation = Conversation::open(client, protocol, server)?;
-    let answer = conversation.ask().with_context(|| format!("{protocol:?} to {server}"))?;
-    let client = conversation.local_address()?;
+    let (answer, client) = ask_once(client, protocol, server)?;
     ensure!(answer.client == client, "the backend saw {}, but the client is {client}", answer.client);
     Ok(answer.backend)
+}
+
+/// Opens a flow, asks once, and returns the answer and the client's own address.
+pub fn ask_once(client: &Namespace, protocol: Protocol, server: SocketAddr) -> Result<(Answer, SocketAddr)> {
+    let mut conversation = Conversation::open(client, protocol, server)?;
+    let answer = conversation.ask().with_context(|| format!("{protocol:?} to {server}"))?;
+    Ok((answer, conversation.local_address()?))
 }
 
 /// Asks with a datagram of so many bytes, which makes fragments of it if that is too much for a frame. The answer must be

@@ -1,6 +1,9 @@
 //! A network whose backends are ready for a mode, for the stories that hold in every mode.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use anyhow::{Result, ensure};
 use lab::Namespace;
 
 use super::balancer::Balancer;
@@ -8,11 +11,16 @@ use super::config::{Service, service_name, services};
 use super::conversation::{KINDS, Protocol};
 use super::decap::{Decap, vips};
 use super::echo::Echo;
-use super::network::{Arms, BACKEND_PORT, Family, Network, ROUTER, VIP, VIP_PORT, WEB1, WEB2};
+use super::network::{
+    Arms, BACKEND_GATEWAY, BACKEND_PORT, CLIENT, Dual, Family, Network, ROUTER, VIP, VIP_PORT, WEB1, WEB2,
+};
 use super::nginx::Nginx;
 
 /// Room for any outer headers around a packet of 1500 bytes.
 const WIDE_MTU: u16 = 1600;
+
+/// The ports of flows whose source is replaced; a balancer's own connections have none of them.
+const SNAT_PORTS: RangeInclusive<u16> = 1024..=32_767;
 
 /// How packets reach the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +30,32 @@ pub enum Mode {
     /// By a tunnel to the backends' addresses of this family.
     Ipip(Family),
     Gue(Family),
+    Snat,
 }
 
 impl Mode {
     /// Whether replies go past the balancer.
     pub fn answers_directly(self) -> bool {
-        self != Self::Nat
+        !matches!(self, Self::Nat | Self::Snat)
+    }
+
+    /// The host that clients seem to be to backends.
+    pub fn client(self) -> Dual {
+        if self == Self::Snat { BACKEND_GATEWAY } else { CLIENT }
+    }
+
+    /// Whether a backend that is asked by a client sees it at this address.
+    pub fn is_client(self, seen: SocketAddr, family: Family) -> bool {
+        let has_right_port = self != Self::Snat || SNAT_PORTS.contains(&seen.port());
+        seen.ip() == self.client().of(family) && has_right_port
+    }
+
+    /// What a backend saw of a client must be the client's own address, unless that is replaced.
+    pub fn check_client(self, seen: SocketAddr, own: SocketAddr) -> Result<()> {
+        let family = if own.is_ipv4() { Family::V4 } else { Family::V6 };
+        let is_kept = self == Self::Snat || seen == own;
+        ensure!(is_kept && self.is_client(seen, family), "the backend saw {seen}, but the client is {own}");
+        Ok(())
     }
 
     /// The keys of a service.
@@ -37,13 +65,14 @@ impl Mode {
             Self::Dsr => &["mode = \"dsr\""],
             Self::Ipip(_) => &["mode = \"tunnel\"", "encapsulation = \"ipip\""],
             Self::Gue(_) => &["mode = \"tunnel\"", "encapsulation = \"gue\""],
+            Self::Snat => &["mode = \"snat\""],
         }
     }
 
     /// The family of the backends' addresses in a service of this family.
     pub fn outer(self, family: Family) -> Family {
         match self {
-            Self::Nat | Self::Dsr => family,
+            Self::Nat | Self::Dsr | Self::Snat => family,
             Self::Ipip(outer) | Self::Gue(outer) => outer,
         }
     }
@@ -52,7 +81,7 @@ impl Mode {
     pub fn overhead(self) -> u16 {
         let ip = |family| if family == Family::V4 { 20 } else { 40 };
         match self {
-            Self::Nat | Self::Dsr => 0,
+            Self::Nat | Self::Dsr | Self::Snat => 0,
             Self::Ipip(outer) => ip(outer),
             Self::Gue(outer) => ip(outer) + 8,
         }
@@ -79,8 +108,11 @@ impl Site {
     /// Makes the backends of a network ready.
     pub fn of(network: Network, mode: Mode) -> Result<Self> {
         let mut decaps = Vec::new();
-        if mode.answers_directly() {
+        // In mode `snat` replies come back although the backends' routes lead elsewhere.
+        if mode != Mode::Nat {
             network.add_way_back()?;
+        }
+        if mode.answers_directly() {
             let options: &[&str] = if mode == Mode::Dsr { &["--dsr"] } else { &[] };
             for backend in [&network.web1, &network.web2] {
                 decaps.push(Decap::start_on(backend, &vips(), options)?);
