@@ -24,7 +24,7 @@ fn the_reply_goes_past_the_balancer_and_is_counted() -> Result<()> {
     let network = Network::new("same-subnet", Arms::Two)?;
     let _web = Echo::start(&network.web1, "web1", BACKEND_PORT)?;
     let _app = Echo::start(&network.web2, "app1", APP_PORT)?;
-    let balancer = Balancer::serve(&network, &web_and_app())?;
+    let balancer = Balancer::serve(&network, &web_and_app(&[]))?;
     for family in Family::BOTH {
         let app = VIP.port(family, APP_PORT);
         ask(&network.client, Protocol::Tcp, app)?;
@@ -41,7 +41,7 @@ fn the_reply_goes_past_the_balancer_and_is_counted() -> Result<()> {
 #[test]
 fn check_warns_of_it() -> Result<()> {
     let network = Network::new("same-subnet-check", Arms::Two)?;
-    let files = Files::write(&network.balancer, &web_and_app())?;
+    let files = Files::write(&network.balancer, &web_and_app(&[]))?;
     let output = foobar_lb(&network.balancer)?.arg("check").arg(&files.config).output()?;
     Ending::from(output).expect(0, &["app-v4", "10.0.1.0/24"])
 }
@@ -84,14 +84,25 @@ fn check_hairpin(name: &str, arms: Arms) -> Result<()> {
     Ok(())
 }
 
-fn web_and_app() -> String {
+#[test]
+fn check_has_nothing_to_warn_of_then() -> Result<()> {
+    let network = Network::new("hairpin-check", Arms::Two)?;
+    let files = Files::write(&network.balancer, &web_and_app(&["snat = \"hairpin\""]))?;
+    let output = foobar_lb(&network.balancer)?.arg("check").arg(&files.config).output()?;
+    let ending = Ending::from(output);
+    ending.expect(0, &[])?;
+    ensure!(!ending.output.contains("10.0.1.0/24"), "it warns: {}", ending.output);
+    Ok(())
+}
+
+fn web_and_app(keys: &[&str]) -> String {
     let both = Family::BOTH.iter().flat_map(|&family| {
         let suffix = format!("{family:?}").to_lowercase();
         let www = Service::new(&format!("www-{suffix}"), Protocol::Tcp, VIP.port(family, VIP_PORT))
             .backend("web1", WEB1.port(family, BACKEND_PORT));
         let app = Service::new(&format!("app-{suffix}"), Protocol::Tcp, VIP.port(family, APP_PORT))
             .backend("app1", WEB2.port(family, APP_PORT));
-        [www, app]
+        [www, app].map(|service| keys.iter().fold(service, |service, key| service.key(key)))
     });
     services(&both.collect::<Vec<_>>())
 }

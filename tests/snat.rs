@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, ensure};
@@ -30,7 +30,8 @@ fn all_sources_are_used() -> Result<()> {
     let _echoes = site.start_echoes()?;
     let sources: BTreeSet<_> =
         Family::BOTH.iter().flat_map(|&family| [BACKEND_GATEWAY.of(family), NOBODY.of(family)]).collect();
-    let _balancer = site.serve(&site.kinds(&[&format!("snat_source = {sources:?}"), "announce = true"]))?;
+    let list: Vec<_> = sources.iter().map(IpAddr::to_string).collect();
+    let _balancer = site.serve(&site.kinds(&[&format!("snat_source = {list:?}"), "announce = true"]))?;
     for (family, protocol) in KINDS {
         let seen = (0..FLOWS).map(|_| {
             let (answer, _) = ask_once(&site.network.client, protocol, VIP.port(family, VIP_PORT))?;

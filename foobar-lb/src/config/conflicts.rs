@@ -195,6 +195,9 @@ struct Subnet<'a> {
 /// within a subnet take the short way. Services on the very same hosts are likely ports of the same servers.
 fn warn_of_shared_subnets(drafts: &[Draft], problems: &mut Problems) {
     for (subnet, Subnet { hosts, places }) in subnets(drafts) {
+        if hosts.iter().all(|(service, _)| drafts[*service].serves_neighbours()) {
+            continue;
+        }
         let Some(other) = hosts.iter().position(|(_, set)| *set != hosts[0].1) else { continue };
         let (first, second) = (&drafts[hosts[0].0], &drafts[hosts[other].0]);
         let message = format!(
@@ -204,7 +207,10 @@ fn warn_of_shared_subnets(drafts: &[Draft], problems: &mut Problems) {
             second.title(),
         );
         let problem = Problem::new(places[other].span(), message)
-            .help("put the backends of one into another subnet, unless neither connects to the other")
+            .help(
+                "set `snat` to `hairpin` in both, or put the backends of one into another subnet, unless neither connects \
+                 to the other",
+            )
             .related(places[0].span(), "the first");
         problems.warn(problem);
     }

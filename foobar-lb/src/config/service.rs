@@ -115,6 +115,11 @@ impl Draft {
         self.forwarding.mode.as_ref().is_some_and(Mode::knows_replies_by_backend)
     }
 
+    /// Whether a backend's neighbours get its replies.
+    pub(super) fn serves_neighbours(&self) -> bool {
+        matches!(self.forwarding.mode, Some(Mode::Hairpin(_)))
+    }
+
     /// The service, if nothing is absent. `vips` have what their sections say, `snat_ports` are those of all sources.
     pub(super) fn build(self, vips: &Sections, snat_ports: &RangeInclusive<u16>) -> Option<Service> {
         let Forwarding { mut mode, direct, .. } = self.forwarding;
