@@ -10,8 +10,8 @@ use crate::{
     headers::Side,
     ip::{Family, Ip},
     layout::{
-        Address, Backend, Endpoint, FlowKey, Mapping, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tunnel,
-        UDP, Vip, address_flag, mode,
+        Address, Backend, Endpoint, FlowKey, Mapping, NO_BACKEND, NextHop, Reply, SETTLED, Service, Tags,
+        Tunnel, UDP, Vip, address_flag, mode,
     },
     mss, nat64,
     packet::{Frame, Packet},
@@ -20,11 +20,32 @@ use crate::{
     snat,
     tables::Tables,
     tunnel::{Way, encapsulate},
+    vlan,
 };
 
 /// Decides what becomes of a packet, and makes it what it is to be when it goes on.
 #[inline(always)]
 pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let physical = packet.ingress();
+    let mut tags = Tags::NONE;
+    if vlan::is_tagged(&packet.frame()) {
+        match enter(packet, tables) {
+            Ok((read, ingress)) => {
+                tags = read;
+                packet.set_ingress(ingress);
+            }
+            Err(reason) => {
+                tables.count(reason, packet.length().into());
+                return Verdict::Pass;
+            }
+        }
+    }
+    let verdict = balance_untagged(packet, tables);
+    vlan::leave(packet, tables, physical, tags, verdict)
+}
+
+#[inline(always)]
+fn balance_untagged<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let mut decision = decide(packet, tables, false);
     if let Decision::Open(backend) = decision {
         decision = match open(packet, tables, backend) {
@@ -39,6 +60,13 @@ pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         // Its mappings have gone again meanwhile.
         Decision::Open(_) | Decision::Translate(..) => Verdict::Drop,
     }
+}
+
+/// The tags of a frame that has some, which are taken off it, and its ingress.
+#[inline(always)]
+fn enter<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<(Tags, u32), Reason> {
+    let tags = vlan::read(&packet.frame())?;
+    Ok((tags, vlan::enter(packet, tables, tags)?))
 }
 
 /// What becomes of a packet.

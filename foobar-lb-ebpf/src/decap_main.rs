@@ -42,7 +42,7 @@ mod kernel {
     // Frames of several buffers, as jumbo frames are, need no more: the headers are in the first one.
     #[xdp(frags)]
     pub fn foobar_lb_decap(context: XdpContext) -> u32 {
-        match decapsulate(&mut Arrived(&context), &Maps) {
+        match decapsulate(&mut Arrived::new(&context), &Maps) {
             Verdict::Drop => xdp_action::XDP_DROP,
             _ => xdp_action::XDP_PASS,
         }

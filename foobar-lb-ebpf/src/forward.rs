@@ -7,7 +7,7 @@ use crate::{
     flow::{IP, Kind, Parsed},
     headers::{Ethernet, Icmp, Macs, Ports, Side, UDP_LENGTH},
     ip::Family,
-    layout::{Address, Endpoint, FlowKey, NO_ADDRESS, NextHop, TCP},
+    layout::{Address, Endpoint, FlowKey, NO_ADDRESS, NextHop, TCP, VLAN_DEVICE},
     packet::Frame,
     reason::{Reason, Verdict},
 };
@@ -68,7 +68,7 @@ fn rewrite_end(
 /// How a frame leaves.
 #[derive(Clone, Copy, Default)]
 pub struct Hop {
-    /// Index of the interface; 0: not known.
+    /// Index of the interface, with [`VLAN_DEVICE`] where it is one; 0: not known.
     pub interface: u32,
     /// What the frame's addresses are to be.
     pub macs: Macs,
@@ -110,7 +110,8 @@ pub struct Question<'a> {
 #[inline(always)]
 pub fn transmit(frame: &mut Frame<'_>, hop: &Hop, ingress: u32) -> Result<Verdict, Reason> {
     frame.at_mut::<Ethernet>(0)?.set_macs(hop.macs);
-    Ok(if hop.interface == ingress { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
+    let back = hop.interface & !VLAN_DEVICE == ingress;
+    Ok(if back { Verdict::Transmit } else { Verdict::Redirect(hop.interface) })
 }
 
 /// The checksum of the TCP or UDP header at `transport`.

@@ -41,7 +41,8 @@ headers!(
     Extension,
     Word,
     LongHeader,
-    ConnectionId
+    ConnectionId,
+    EtherType
 );
 
 /// An Ethernet header; that of network-types asks for alignment 2.
@@ -182,6 +183,8 @@ pub struct ConnectionId {
     /// Begins with the server id.
     pub rest: [u8; 16],
 }
+/// What follows an Ethernet header, or a VLAN tag.
+pub type EtherType = [u8; 2];
 
 /// Four bytes of anything.
 pub type Word = [u8; 4];
@@ -194,6 +197,10 @@ pub mod ether_type {
     pub const ARP: [u8; 2] = [0x08, 0x06];
     /// RFC 2464.
     pub const IPV6: [u8; 2] = [0x86, 0xdd];
+    /// IEEE 802.1Q: here begins a tag, and behind it comes another ether type.
+    pub const VLAN: [u8; 2] = [0x81, 0x00];
+    /// IEEE 802.1ad: the same, of whoever carries the VLANs of others.
+    pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
 }
 
 /// Which end of a packet.

@@ -4,12 +4,14 @@
 
 mod flows;
 mod quic;
+mod vlan;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use self::{
     flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state},
     quic::{Quic, ServerId},
+    vlan::{Tags, VLAN_DEVICE, VlanKey},
 };
 
 /// Names of the maps and of the globals in the BPF object.
@@ -34,8 +36,10 @@ pub mod name {
     pub const SLOTS: &str = "SLOTS";
     /// Backend id -> [`Backend`](super::Backend); array.
     pub const BACKENDS: &str = "BACKENDS";
-    /// Interface index -> [`Interface`](super::Interface); hash of the attached interfaces.
+    /// Interface index -> [`Interface`](super::Interface); hash of the attached interfaces and the VLAN devices on them.
     pub const INTERFACES: &str = "INTERFACES";
+    /// [`VlanKey`](super::VlanKey) -> index of its VLAN device; hash.
+    pub const VLANS: &str = "VLANS";
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); LRU of flows that showed a SYN only.
     pub const HALF_OPEN: &str = "HALF_OPEN";
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); flows remembered from their SYN; hash, refuses
@@ -89,8 +93,8 @@ pub mod capacity {
     pub const DIRECT: u32 = 16_384;
     /// Server ids of backends, twice as many as backends: while the ids of all change, there are old and new ones.
     pub const SERVER_IDS: u32 = 2 * BACKENDS;
-    /// Attached interfaces.
-    pub const INTERFACES: u32 = 256;
+    /// Attached interfaces and VLAN devices on them; a network card has at most 4094 VLANs, but for those within others.
+    pub const INTERFACES: u32 = 8_192;
     /// Remembered flows that showed a SYN only.
     pub const HALF_OPEN: u32 = 65_536;
     /// Flows remembered from their SYN.
@@ -281,7 +285,7 @@ impl Slot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NextHop {
-    /// Index of the interface to leave by.
+    /// Index of the interface to leave by, with [`VLAN_DEVICE`] where it is one.
     pub interface: u32,
     /// Largest IP packet in bytes.
     pub mtu: u32,
@@ -451,7 +455,7 @@ impl ReplyKey {
     pub const BITS: u32 = (size_of::<Self>() as u32 - 2) * u8::BITS;
 }
 
-/// An attached interface.
+/// An attached interface, or a VLAN device on one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Interface {
@@ -463,12 +467,25 @@ pub struct Interface {
     pub address_v4: Address,
     /// The same for ICMPv6.
     pub address_v6: Address,
+    /// Index of the interface that the frames of a VLAN device really leave by; 0: it is no VLAN device.
+    pub physical: u32,
+    /// What they are tagged with there.
+    pub tags: Tags,
+    /// Zero.
+    pub pad_end: u32,
 }
 
 impl Interface {
-    /// An interface without addresses.
+    /// An interface without addresses that is no VLAN device.
     pub const fn new(mac: [u8; 6]) -> Self {
-        Self { mac, pad: [0; 2], address_v4: NO_ADDRESS, address_v6: NO_ADDRESS }
+        let (address_v4, address_v6) = (NO_ADDRESS, NO_ADDRESS);
+        Self { mac, pad: [0; 2], address_v4, address_v6, physical: 0, tags: Tags::NONE, pad_end: 0 }
+    }
+
+    /// What a frame that leaves by it, by this index, is given as its interface.
+    #[inline(always)]
+    pub const fn egress(&self, index: u32) -> u32 {
+        if self.physical == 0 { index } else { index | VLAN_DEVICE }
     }
 }
 
@@ -484,7 +501,7 @@ pub struct Traffic {
     pub repicked: u64,
 }
 
-/// Packets and bytes of whole frames.
+/// Packets and bytes of whole frames, but for VLAN tags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Count {

@@ -31,4 +31,5 @@ pub mod reset;
 pub mod snat;
 pub mod tables;
 pub mod tunnel;
+pub mod vlan;
 pub mod word;

@@ -79,8 +79,11 @@ pub trait Packet {
     /// Its length in bytes, whatever buffers it is in.
     fn length(&mut self) -> u32;
 
-    /// Index of the interface it came in by.
+    /// Index of the interface it came in by; of a frame that had VLAN tags, that of their VLAN device.
     fn ingress(&self) -> u32;
+
+    /// Lets it count as come in by another interface.
+    fn set_ingress(&mut self, interface: u32);
 
     /// Moves the start of the frame: on, past so many bytes, or back (negative) by so many of any value. `NoRoom`
     /// where there are not so many.
@@ -146,6 +149,10 @@ impl Packet for Buffer {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn set_ingress(&mut self, interface: u32) {
+        self.ingress = interface;
     }
 
     fn move_start(&mut self, bytes: i32) -> Result<(), Reason> {

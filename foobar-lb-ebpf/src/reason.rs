@@ -70,6 +70,8 @@ macro_rules! reasons {
 reasons! {
     /// Neither IPv4 nor IPv6 directly on Ethernet.
     NotIp = "not_ip" => Pass,
+    /// In a VLAN that has no VLAN device on the interface it came in by, or below more than two tags.
+    UnknownVlan = "unknown_vlan" => Pass,
     /// The frame ends before its IP header does, or that header is broken.
     Malformed = "malformed" => Pass,
     /// An IPv6 packet with an IPv4-mapped address (::ffff:0:0/96), which must not appear on the wire.

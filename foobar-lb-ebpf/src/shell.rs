@@ -20,13 +20,14 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip,
-        capacity,
+        PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Tags, Traffic, Tunnel,
+        VLAN_DEVICE, Vip, VlanKey, capacity,
     },
     packet::Packet,
     reason::{Reason, Verdict},
     snat::{Added, Claim},
     tables::Tables,
+    vlan,
     word::Word,
 };
 
@@ -71,6 +72,8 @@ static LIMIT: PerCpuArray<Limit> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
 #[map]
+static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(capacity::INTERFACES, 0);
+#[map]
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
 #[map]
 static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
@@ -87,26 +90,33 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// What becomes of a packet that has arrived, as the kernel wants to hear it; [`balance::balance`] in pieces.
 #[inline(always)]
 pub fn run(context: &XdpContext) -> u32 {
-    let mut decision = decide(context.ctx, 0);
+    let mut packet = Arrived::new(context);
+    let (mut ingress, mut tags) = (packet.ingress(), 0);
+    if vlan::is_tagged(&packet.frame()) {
+        tags = read_tags(context.ctx);
+        ingress = enter(context.ctx, tags);
+        if ingress == 0 {
+            return xdp_action::XDP_PASS;
+        }
+    }
+    let mut decision = decide(context.ctx, ingress, 0);
     if decision as u32 == OPEN {
         decision = open(context.ctx, (decision >> 32) as u32);
         if decision as u32 == OPEN {
-            decision = decide(context.ctx, 1);
+            decision = decide(context.ctx, ingress, 1);
         }
     }
     let (action, detail) = (decision as u32, (decision >> 32) as u32);
     match action {
-        OPEN => xdp_action::XDP_DROP,
-        _ if action & TRANSLATE != 0 => match detail {
-            0 => functions::translate(context.ctx, action & !TRANSLATE),
-            _ => functions::translate_error(context.ctx, action & !TRANSLATE),
-        },
-        _ if action & COMPLAIN != 0 => complain(context.ctx, action & !COMPLAIN, detail),
-        _ => action,
+        xdp_action::XDP_REDIRECT if tags == 0 && detail & VLAN_DEVICE == 0 => redirect(detail),
+        xdp_action::XDP_DROP | xdp_action::XDP_PASS | xdp_action::XDP_TX if tags == 0 => action,
+        _ => finish(context.ctx, decision, ingress, tags),
     }
 }
 
-/// Beside an XDP action: when the packet has been made one of the other IP; above it whether it is an ICMP error.
+/// Beside an XDP action: when the ICMP error has been made one of the other IP.
+const TRANSLATE_ERROR: u32 = 1 << 28;
+/// The same of any other packet.
 const TRANSLATE: u32 = 1 << 29;
 /// In the place of an XDP action: the flow needs mappings to the backend above it, or has them now.
 const OPEN: u32 = 1 << 30;
@@ -118,34 +128,113 @@ const COMPLAIN: u32 = 1 << 31;
 fn to_word(decision: &Decision) -> u64 {
     let with = |action: u32, detail: u32| u64::from(detail) << 32 | u64::from(action);
     match *decision {
-        Decision::Verdict(verdict) => with(action(verdict), 0),
-        Decision::Translate(verdict, is_error) => with(TRANSLATE | action(verdict), is_error.into()),
+        Decision::Verdict(verdict) => with(action(verdict), egress(verdict)),
+        Decision::Translate(verdict, false) => with(TRANSLATE | action(verdict), egress(verdict)),
+        Decision::Translate(verdict, true) => with(TRANSLATE_ERROR | action(verdict), egress(verdict)),
         Decision::Open(backend) => with(OPEN, backend),
         Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
     }
 }
 
 #[inline(always)]
-fn action(verdict: Verdict) -> u32 {
+const fn action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
-        // SAFETY: a helper without preconditions.
-        Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Verdict::Redirect(_) => xdp_action::XDP_REDIRECT,
     }
+}
+
+/// The interface that it is redirected to; 0 for none.
+#[inline(always)]
+const fn egress(verdict: Verdict) -> u32 {
+    if let Verdict::Redirect(interface) = verdict { interface } else { 0 }
+}
+
+#[inline(always)]
+fn redirect(interface: u32) -> u32 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_redirect(interface, 0) as u32 }
 }
 
 // What follows is long, or rarely needed. As functions of their own, with C's calling convention and names for the
 // linker, the verifier looks at each of them once for any arguments, and not once for every way that leads to a call;
 // and they use the same 512 bytes of stack one after the other.
 
+/// Does to a packet what else was decided, and gives it the tags that it leaves with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn finish(context: *mut xdp_md, decision: u64, ingress: u32, tags: u64) -> u32 {
+    let (action, detail) = (decision as u32, (decision >> 32) as u32);
+    let action = match action {
+        OPEN => xdp_action::XDP_DROP,
+        _ if action & COMPLAIN != 0 => complain(context, ingress, action & !COMPLAIN, detail),
+        _ if action & TRANSLATE != 0 => functions::translate(context, action & !TRANSLATE),
+        _ if action & TRANSLATE_ERROR != 0 => functions::translate_error(context, action & !TRANSLATE_ERROR),
+        _ => action,
+    };
+    leave(context, action, detail, tags)
+}
+
+/// [`vlan::read`]; 0 where that fails.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_tags(context: *mut xdp_md) -> u64 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    let mut packet = Arrived::new(&context);
+    match vlan::read(&packet.frame()) {
+        Ok(tags) => tags.to_word(),
+        Err(reason) => {
+            tables.count(reason, packet.length().into());
+            0
+        }
+    }
+}
+
+/// [`vlan::enter`]; 0 where that fails, and where there are no tags.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn enter(context: *mut xdp_md, tags: u64) -> u32 {
+    let (tables, context, tags) = (Maps { context }, XdpContext::new(context), Tags::from_word(tags));
+    if tags.is_none() {
+        return 0;
+    }
+    let mut packet = Arrived::new(&context);
+    match vlan::enter(&mut packet, &tables, tags) {
+        Ok(ingress) => ingress,
+        Err(reason) => {
+            tables.count(reason, packet.length().into());
+            0
+        }
+    }
+}
+
+/// [`vlan::leave`], of a verdict in the kernel's words; beside [`XDP_REDIRECT`](xdp_action::XDP_REDIRECT) the interface.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leave(context: *mut xdp_md, action: u32, interface: u32, tags: u64) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    let verdict = match action {
+        xdp_action::XDP_PASS => Verdict::Pass,
+        xdp_action::XDP_TX => Verdict::Transmit,
+        xdp_action::XDP_REDIRECT => Verdict::Redirect(interface),
+        _ => Verdict::Drop,
+    };
+    let mut packet = Arrived::new(&context);
+    let physical = packet.ingress();
+    match vlan::leave(&mut packet, &tables, physical, Tags::from_word(tags), verdict) {
+        Verdict::Redirect(interface) => redirect(interface),
+        verdict => self::action(verdict),
+    }
+}
+
 /// [`balance::decide`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn decide(context: *mut xdp_md, is_open: u32) -> u64 {
+extern "C" fn decide(context: *mut xdp_md, ingress: u32, is_open: u32) -> u64 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    to_word(&balance::decide(&mut Arrived(&context), &tables, is_open != 0))
+    to_word(&balance::decide(&mut Arrived::by(ingress, &context), &tables, is_open != 0))
 }
 
 /// [`balance::open`].
@@ -153,7 +242,7 @@ extern "C" fn decide(context: *mut xdp_md, is_open: u32) -> u64 {
 #[inline(never)]
 extern "C" fn open(context: *mut xdp_md, backend: u32) -> u64 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    match balance::open(&mut Arrived(&context), &tables, backend) {
+    match balance::open(&mut Arrived::new(&context), &tables, backend) {
         None => OPEN.into(),
         Some(refusal) => to_word(&refusal),
     }
@@ -166,12 +255,12 @@ const COMPLAINTS: [Reason; 6] =
 /// [`complain::complain`], about a packet that has not been changed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn complain(context: *mut xdp_md, reason: u32, mtu: u32) -> u32 {
+extern "C" fn complain(context: *mut xdp_md, ingress: u32, reason: u32, mtu: u32) -> u32 {
     let Some(reason) = COMPLAINTS.into_iter().find(|complaint| *complaint as u32 == reason) else {
         return xdp_action::XDP_DROP;
     };
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    match complain::complain(&mut Arrived(&context), &tables, reason, mtu) {
+    match complain::complain(&mut Arrived::by(ingress, &context), &tables, reason, mtu) {
         Verdict::Transmit => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
@@ -300,6 +389,12 @@ impl Tables for Maps {
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends) {
         // A map that evicts has room, and a fragment that is forgotten is counted when it is missed.
         FRAGMENTS.insert(datagram, ends, 0).ok();
+    }
+
+    #[inline(always)]
+    fn vlan(&self, vlan: &VlanKey) -> Option<u32> {
+        // SAFETY: as for `service`.
+        unsafe { VLANS.get(vlan) }.copied()
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::{
     headers::Side,
     layout::{
         Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic, Reply, ServerId,
-        Service, Slot, Sources, Tunnel, Vip,
+        Service, Slot, Sources, Tunnel, Vip, VlanKey,
     },
     packet::Packet,
     quic,
@@ -56,7 +56,9 @@ pub trait Tables {
     fn ports(&self, datagram: &FragmentKey) -> Option<&Ends>;
     /// Remembers the ports of a fragmented datagram.
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends);
-    /// An attached interface.
+    /// Index of the VLAN device that a VLAN is for.
+    fn vlan(&self, vlan: &VlanKey) -> Option<u32>;
+    /// An attached interface, or a VLAN device on one.
     fn interface(&self, index: u32) -> Option<&Interface>;
     /// Asks the kernel for the way of a packet to a client, which stays unknown where a neighbour has to be resolved
     /// first.

@@ -65,7 +65,7 @@ pub async fn attach(
     wait_for_neighbours(&mut state, &mut events).await;
     let locals: Vec<_> = state.view().locals.iter().copied().collect();
     let mut settings = Settings::new(&config)?;
-    settings.ensure(&config, &options.interfaces, options.set_sysctls, &locals)?;
+    settings.ensure(&config, &state.interface_names(), options.set_sysctls, &locals)?;
     let mut bpf = start::load(&config, seed)?;
     let mode = options.mode;
     let mut daemon = Daemon::new(state, tasks, Reload::new(config, options, settings, sender.clone()));

@@ -28,7 +28,7 @@ use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey,
-        ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, name,
+        ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, VlanKey, name,
     },
     reason::Reason,
 };
@@ -131,6 +131,7 @@ pub struct Bpf {
     prefixes: Tree<{ size_of::<PrefixKey>() }, { size_of::<Vip>() }>,
     interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
     server_ids: HashMap<MapData, [u8; size_of::<ServerId>()], u32>,
+    vlans: HashMap<MapData, [u8; size_of::<VlanKey>()], u32>,
     direct: Tree<{ size_of::<DirectKey>() }, { size_of::<u32>() }>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
@@ -178,6 +179,7 @@ impl Bpf {
             prefixes: take(&mut ebpf, name::PREFIXES)?,
             interfaces: take(&mut ebpf, name::INTERFACES)?,
             server_ids: take(&mut ebpf, name::SERVER_IDS)?,
+            vlans: take(&mut ebpf, name::VLANS)?,
             direct: take(&mut ebpf, name::DIRECT)?,
             backends: take(&mut ebpf, name::BACKENDS)?,
             tunnels: take(&mut ebpf, name::TUNNELS)?,
@@ -213,6 +215,7 @@ impl Bpf {
             Step::PutInterface(index, interface) => {
                 put(&mut self.interfaces, *index, transmute!(*interface), name::INTERFACES)
             }
+            Step::PutVlan(vlan, index) => put(&mut self.vlans, transmute!(*vlan), *index, name::VLANS),
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
             Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
             Step::PutSources(id, sources) => self.set_sources(*id, transmute!(*sources)),
@@ -275,6 +278,7 @@ impl Bpf {
             Step::RemoveTunnel(id) => self.set_tunnel(*id, [0; size_of::<Tunnel>()]),
             Step::RemoveSources(id) => self.set_sources(*id, [0; size_of::<Sources>()]),
             Step::RemoveBackend(id) => self.clear_backend(*id),
+            Step::RemoveVlan(vlan) => remove(&mut self.vlans, transmute!(*vlan), name::VLANS),
             Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
         }
     }

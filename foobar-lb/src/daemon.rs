@@ -386,7 +386,7 @@ fn warn_of_unattached(state: &State) {
         let name = &backend.config.name;
         if let Some(obstacle) = &backend.obstacle {
             warn!(backend = %name, "no packet can be sent to it: {obstacle}");
-        } else if !state.attached.contains_key(&hop.interface) {
+        } else if !state.interfaces().contains_key(&hop.interface) {
             let link = state.view().links.get(&hop.interface);
             warn!(
                 backend = %name,

@@ -9,8 +9,8 @@ use std::{
 
 use foobar_lb_ebpf::layout::{
     Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, PrefixKey, Quic,
-    RangeKey, Reply, ReplyKey, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tunnel, UDP, Vip,
-    address_flag, backend_flag, mapped, mode,
+    RangeKey, Reply, ReplyKey, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tags, Tunnel, UDP,
+    VLAN_DEVICE, Vip, VlanKey, address_flag, backend_flag, mapped, mode,
 };
 use ipnet::IpNet;
 
@@ -26,8 +26,10 @@ pub type Prefix<K> = (K, u32);
 /// All maps that the control plane writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// The attached interfaces by index.
+    /// The attached interfaces, and the VLAN devices on them, by index.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// The indices of the VLAN devices.
+    pub vlans: BTreeMap<VlanKey, u32>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Outer headers of packets to backends, by id.
@@ -59,6 +61,7 @@ impl Image {
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::PutInterface(index, interface) => drop(self.interfaces.insert(*index, *interface)),
+            Step::PutVlan(vlan, index) => drop(self.vlans.insert(*vlan, *index)),
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
             Step::PutSources(id, sources) => drop(self.sources.insert(*id, *sources)),
@@ -83,6 +86,7 @@ impl Image {
             Step::RemoveSources(id) => drop(self.sources.remove(id)),
             Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
             Step::RemoveBackend(id) => drop(self.backends.remove(id)),
+            Step::RemoveVlan(vlan) => drop(self.vlans.remove(vlan)),
             Step::RemoveInterface(index) => drop(self.interfaces.remove(index)),
         }
     }
@@ -164,7 +168,10 @@ impl fmt::Display for Image {
                     write!(f, " {}", Ip(&own))?;
                 }
             }
-            writeln!(f)?;
+            writeln!(f, "{}", Leaving(interface))?;
+        }
+        for (VlanKey { interface, tags }, index) in &self.vlans {
+            writeln!(f, "vlan {} on interface {interface}: interface {index}", Vlan(tags))?;
         }
         for (address, vip) in &self.addresses {
             writeln!(f, "address {}:{}", Ip(address), Known(vip))?;
@@ -244,6 +251,36 @@ fn write_reply(f: &mut fmt::Formatter<'_>, reply: &Reply) -> fmt::Result {
         write!(f, ", direct list {}", reply.direct)?;
     }
     writeln!(f, "{}", Mss(reply.mss))
+}
+
+/// How frames leave by it, if it is a VLAN device.
+struct Leaving<'a>(&'a Interface);
+
+impl fmt::Display for Leaving<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.physical {
+            0 => Ok(()),
+            physical => write!(f, ", vlan {} on interface {physical}", Vlan(&self.0.tags)),
+        }
+    }
+}
+
+/// The ids of the VLANs that tags name, outermost first; one of 802.1Q needs no mention of its protocol.
+struct Vlan<'a>(&'a Tags);
+
+impl fmt::Display for Vlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DOT1Q: u32 = 0x8100;
+        let Tags { outer, inner } = *self.0;
+        for (place, tag) in [outer, inner].into_iter().filter(|tag| *tag != 0).enumerate() {
+            let dot = if place == 0 { "" } else { "." };
+            write!(f, "{dot}{}", tag & 0xfff)?;
+            if tag >> 16 != DOT1Q {
+                write!(f, " ({:#x})", tag >> 16)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A table as counts: how many slots each pair of owner and previous owner has.
@@ -402,6 +439,7 @@ impl fmt::Display for Hop<'_> {
         match interface {
             0 => write!(f, "by the kernel"),
             _ => {
+                let interface = interface & !VLAN_DEVICE;
                 write!(f, "interface {interface} mtu {mtu} from {} to {}", Mac(*source), Mac(*destination))
             }
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use foobar_lb_ebpf::layout::{
     Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, ServerId,
-    Service, Slot, Sources, Tunnel, Vip,
+    Service, Slot, Sources, Tunnel, Vip, VlanKey,
 };
 
 use crate::image::{Image, Prefix};
@@ -16,6 +16,7 @@ use crate::image::{Image, Prefix};
 #[expect(missing_docs, reason = "each is the map entry it names; the types say the rest")]
 pub enum Step {
     PutInterface(u32, Interface),
+    PutVlan(VlanKey, u32),
     PutTunnel(u32, Tunnel),
     PutSources(u32, Sources),
     PutBackend(u32, Backend),
@@ -45,6 +46,7 @@ pub enum Step {
     RemoveBackend(u32),
     RemoveTunnel(u32),
     RemoveSources(u32),
+    RemoveVlan(VlanKey),
     RemoveInterface(u32),
 }
 
@@ -52,6 +54,7 @@ pub enum Step {
 pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     let mut steps = Vec::new();
     put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
+    put(&mut steps, &current.vlans, &wanted.vlans, Step::PutVlan);
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
     put(&mut steps, &current.sources, &wanted.sources, Step::PutSources);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
@@ -80,6 +83,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
     remove(&mut steps, &current.tunnels, &wanted.tunnels, Step::RemoveTunnel);
     remove(&mut steps, &current.sources, &wanted.sources, Step::RemoveSources);
+    remove(&mut steps, &current.vlans, &wanted.vlans, Step::RemoveVlan);
     remove(&mut steps, &current.interfaces, &wanted.interfaces, Step::RemoveInterface);
     steps
 }

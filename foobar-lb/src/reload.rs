@@ -102,7 +102,7 @@ impl Reload {
         let room = Room { slots: config.daemon.slots, backends: config.daemon.backends };
         state.check(&config.services, room).map_err(api::Failure::of)?;
         let locals: Vec<_> = state.view().locals.iter().copied().collect();
-        let interfaces = state.attached_names();
+        let interfaces = state.interface_names();
         self.settings
             .ensure(config, &interfaces, self.options.set_sysctls, &locals)
             .map_err(api::Failure::of)?;

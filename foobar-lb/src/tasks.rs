@@ -119,7 +119,7 @@ impl Tasks {
         if new.is_empty() {
             return;
         }
-        let interfaces = state.attached_names();
+        let interfaces = state.interface_names();
         self.run(async move {
             if let Err(error) = announce::announce(&interfaces, &new).await {
                 warn!("VIPs are not announced: {}", chain(&error));

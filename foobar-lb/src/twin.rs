@@ -21,7 +21,7 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        NextHop, PrefixKey, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, capacity,
+        NextHop, PrefixKey, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, VlanKey, capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -220,6 +220,10 @@ impl Tables for Twin {
         self.datagrams.insert(*datagram, Box::new(ends));
     }
 
+    fn vlan(&self, vlan: &VlanKey) -> Option<u32> {
+        self.image.vlans.get(vlan).copied()
+    }
+
     fn interface(&self, index: u32) -> Option<&Interface> {
         self.image.interfaces.get(&index)
     }
@@ -230,7 +234,12 @@ impl Tables for Twin {
         let (_, route) = known.max_by_key(|(prefix, _)| prefix.prefix_len()).ok_or(Reason::NoRoute)?;
         let next_hop = (*route)?;
         match u32::from(question.length) <= next_hop.mtu {
-            true => *hop = Hop::to(&next_hop),
+            true => {
+                *hop = Hop::to(&next_hop);
+                if let Some(interface) = self.interface(hop.interface) {
+                    hop.interface = interface.egress(hop.interface);
+                }
+            }
             false if !question.may_fragment => return Err(Reason::ReplyTooBig),
             false => {}
         }

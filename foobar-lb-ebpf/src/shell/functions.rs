@@ -22,7 +22,7 @@ use crate::arrived::Arrived;
 #[inline(never)]
 pub extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    if nat64::translate(&mut Arrived(&context), &tables, false) { action } else { xdp_action::XDP_DROP }
+    if nat64::translate(&mut Arrived::new(&context), &tables, false) { action } else { xdp_action::XDP_DROP }
 }
 
 /// The same of an ICMP error.
@@ -30,7 +30,7 @@ pub extern "C" fn translate(context: *mut xdp_md, action: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn translate_error(context: *mut xdp_md, action: u32) -> u32 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    if nat64::translate(&mut Arrived(&context), &tables, true) { action } else { xdp_action::XDP_DROP }
+    if nat64::translate(&mut Arrived::new(&context), &tables, true) { action } else { xdp_action::XDP_DROP }
 }
 
 /// [`snat::renew`].
@@ -87,7 +87,7 @@ pub extern "C" fn follow(flow: *const FlowKey, kind: u32, slot: u64, idle: u64) 
 #[inline(never)]
 pub extern "C" fn named_backend(context: *mut xdp_md, udp: u32, quic: u64) -> u32 {
     let (tables, context) = (Maps { context }, XdpContext::new(context));
-    quic::named_backend(&Arrived(&context).frame(), &tables, udp, Quic::from_word(quic))
+    quic::named_backend(&Arrived::new(&context).frame(), &tables, udp, Quic::from_word(quic))
 }
 
 /// What a claim is for, as `take` and `is_free` want it.

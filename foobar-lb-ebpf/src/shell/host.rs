@@ -74,11 +74,13 @@ fn ask(context: *mut xdp_md, question: &Question<'_>, hop: &mut Hop) -> Result<(
     let answer = unsafe { bpf_fib_lookup(context.cast(), &raw mut lookup.0, size, 0) };
     // What the answers mean is said in linux/bpf.h.
     match answer as u32 {
-        SUCCESS if (Maps { context }).interface(lookup.0.ifindex).is_some() => {
-            *hop = Hop { interface: lookup.0.ifindex, macs: macs(&lookup.0) };
+        SUCCESS => {
+            if let Some(interface) = (Maps { context }).interface(lookup.0.ifindex) {
+                *hop = Hop { interface: interface.egress(lookup.0.ifindex), macs: macs(&lookup.0) };
+            }
             Ok(())
         }
-        SUCCESS | NO_NEIGH | UNSUPP_LWT => Ok(()),
+        NO_NEIGH | UNSUPP_LWT => Ok(()),
         FRAG_NEEDED if question.may_fragment => Ok(()),
         FRAG_NEEDED => Err(Reason::ReplyTooBig),
         FWD_DISABLED => Err(Reason::ForwardingOff),

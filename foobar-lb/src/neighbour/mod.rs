@@ -66,6 +66,19 @@ pub struct Link {
     pub mtu: u32,
     /// This machine's addresses on it that others may answer to, the preferred ones first.
     pub addresses: Vec<IpAddr>,
+    /// What makes it a VLAN device.
+    pub vlan: Option<Vlan>,
+}
+
+/// Where the frames of a VLAN device go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the interface below it.
+    pub parent: u32,
+    /// The ether type of their tags there.
+    pub protocol: u16,
+    /// The VLAN's id.
+    pub id: u16,
 }
 
 /// What the data path needs to know of the machine's network.

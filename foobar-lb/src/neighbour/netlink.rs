@@ -12,7 +12,10 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp},
+    link::{
+        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        VlanProtocol,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
         NeighbourState::{self, Delay, Noarp, Permanent, Probe, Reachable, Stale},
@@ -28,7 +31,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::{
-    Change, Error, Interface, Link, XdpAttachment, XdpMode,
+    Change, Error, Interface, Link, Vlan, XdpAttachment, XdpMode,
     tables::{Neighbour, NeighbourKey, Route, Tables},
 };
 
@@ -171,7 +174,8 @@ fn decode_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change
 fn decode_link(message: LinkMessage) -> Link {
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
-    let mut link = Link { name: String::new(), mac: None, up, mtu: 0, addresses: Vec::new() };
+    let vlan = decode_vlan(&message);
+    let mut link = Link { name: String::new(), mac: None, up, mtu: 0, addresses: Vec::new(), vlan };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -181,6 +185,38 @@ fn decode_link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// None for a link of another kind, and for one whose parent is in another network namespace.
+fn decode_vlan(message: &LinkMessage) -> Option<Vlan> {
+    let (mut parent, mut tag) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(info) => {
+                tag = info.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(vlan)) => decode_tag(vlan),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let (protocol, id) = tag?;
+    Some(Vlan { parent: parent?, protocol, id })
+}
+
+fn decode_tag(vlan: &[InfoVlan]) -> Option<(u16, u16)> {
+    let (mut tag_protocol, mut tag_id) = (VlanProtocol::default(), None);
+    for attribute in vlan {
+        match attribute {
+            InfoVlan::Protocol(protocol) => tag_protocol = *protocol,
+            InfoVlan::Id(id) => tag_id = Some(*id),
+            _ => {}
+        }
+    }
+    Some((tag_protocol.into(), tag_id?))
 }
 
 fn decode_xdp(message: &LinkMessage) -> Option<XdpAttachment> {

@@ -106,7 +106,14 @@ mod tests {
     /// One target behind a gateway on one link.
     fn tables(neighbour: Option<Neighbour>) -> Tables {
         let gateway = address("10.0.0.1");
-        let link = Link { name: "eth7".into(), mac: Some(LINK_MAC), up: true, mtu: 1500, addresses: vec![] };
+        let link = Link {
+            name: "eth7".into(),
+            mac: Some(LINK_MAC),
+            up: true,
+            mtu: 1500,
+            addresses: vec![],
+            vlan: None,
+        };
         let route = Route { interface: 7, via: gateway, mtu: None, local: None };
         Tables {
             links: [(7, link)].into(),

@@ -2,14 +2,15 @@
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
 //! `services` takes in a configuration, `word` what the operator says, `quic` knows whom connection ids name, `obstacle`
-//! what a mode asks of a next hop, `render` writes the image, `vips` the part of it that is about VIPs; this file has what
-//! is known and what follows for each backend.
+//! what a mode asks of a next hop, `vlan` which VLAN devices are served beside attached interfaces, `render` writes the
+//! image, `vips` the part of it that is about VIPs; this file has what is known and what follows for each backend.
 
 mod obstacle;
 mod quic;
 mod render;
 mod services;
 mod vips;
+mod vlan;
 mod word;
 
 use std::{
@@ -323,9 +324,9 @@ impl State {
         self.services.iter().flat_map(|service| &service.backends)
     }
 
-    /// Names of the attached interfaces.
-    pub fn attached_names(&self) -> Vec<String> {
-        self.attached.keys().filter_map(|index| Some(self.view.links.get(index)?.name.clone())).collect()
+    /// Names of the interfaces that the data path serves: the attached ones and the VLAN devices on them.
+    pub fn interface_names(&self) -> Vec<String> {
+        self.interfaces().keys().filter_map(|index| Some(self.view.links.get(index)?.name.clone())).collect()
     }
 
     /// The network as last seen.

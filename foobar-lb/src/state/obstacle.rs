@@ -44,11 +44,13 @@ impl fmt::Display for Obstacle {
 impl State {
     /// Brings the obstacles up to date with the network, the attached interfaces and the configuration.
     pub(super) fn note_obstacles(&mut self) {
-        let Self { services, attached, view, .. } = self;
+        let interfaces = self.interfaces();
+        let Self { services, view, .. } = self;
         for service in services {
             let mode = &service.config.mode;
             for backend in &mut service.backends {
-                backend.obstacle = backend.next_hop.and_then(|hop| find(mode, backend, hop, attached, view));
+                backend.obstacle =
+                    backend.next_hop.and_then(|hop| find(mode, backend, hop, &interfaces, view));
             }
         }
     }
@@ -58,7 +60,7 @@ fn find(
     mode: &Mode,
     backend: &Backend,
     hop: NextHop,
-    attached: &BTreeMap<u32, layout::Interface>,
+    interfaces: &BTreeMap<u32, layout::Interface>,
     view: &View,
 ) -> Option<Obstacle> {
     let lacks = match mode {
@@ -76,7 +78,7 @@ fn find(
         let name = view.links.get(&hop.interface).map_or("an interface", |link| &link.name);
         Obstacle::Unattached(name.to_owned())
     };
-    lacks.or_else(|| (!attached.contains_key(&hop.interface)).then(unattached))
+    lacks.or_else(|| (!interfaces.contains_key(&hop.interface)).then(unattached))
 }
 
 /// The prefix that the outer source is from, if one is known.

@@ -1,6 +1,7 @@
 //! The image that follows from the state.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     time::Instant,
 };
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 use super::{
     Backend, Service, Standing, State,
     obstacle::{outer_source, sources},
+    vlan::vlans,
 };
 use crate::{
     image::{Image, Prefix, address, address_prefix, endpoint},
@@ -32,9 +34,11 @@ impl State {
         self.note_obstacles();
         self.services.iter_mut().for_each(|service| service.assign(seed, now));
         self.note_left(now);
+        let interfaces = self.interfaces().into_iter();
         let interfaces =
-            self.attached.iter().map(|(index, attached)| (*index, self.render_interface(*index, *attached)));
+            interfaces.map(|(index, interface)| (index, self.render_interface(index, interface)));
         let mut image = Image { interfaces: interfaces.collect(), ..Image::default() };
+        image.vlans = vlans(&image.interfaces);
         let wide = self.wide();
         self.groups.number(&wide);
         self.render_vips(&wide, &mut image);
@@ -64,7 +68,7 @@ impl State {
         }
         image.server_ids.extend(service.server_ids());
         for (backend, standing) in service.backends.iter().zip(service.standings()) {
-            let rendered = self.render_backend(backend, protocol, standing);
+            let rendered = self.render_backend(backend, protocol, standing, &image.interfaces);
             if let Some(pool) = service.config.mode.pool() {
                 self.render_sources(pool, backend, service.config.announce, image);
             }
@@ -110,32 +114,28 @@ impl State {
     }
 
     /// With the addresses that ICMP errors come from.
-    fn render_interface(&self, index: u32, attached: layout::Interface) -> layout::Interface {
+    fn render_interface(&self, index: u32, interface: layout::Interface) -> layout::Interface {
         let own = self.view.links.get(&index).map_or(&[][..], |link| &link.addresses);
         let first = |family: fn(&IpAddr) -> bool| {
             own.iter().find(|own| family(own)).map_or(NO_ADDRESS, |own| address(*own))
         };
         let (address_v4, address_v6) = (first(IpAddr::is_ipv4), first(IpAddr::is_ipv6));
-        layout::Interface { address_v4, address_v6, ..attached }
+        layout::Interface { address_v4, address_v6, ..interface }
     }
 
-    fn render_backend(&self, backend: &Backend, protocol: Protocol, standing: Standing) -> layout::Backend {
+    fn render_backend(
+        &self,
+        backend: &Backend,
+        protocol: Protocol,
+        standing: Standing,
+        interfaces: &BTreeMap<u32, layout::Interface>,
+    ) -> layout::Backend {
         let reached = backend.next_hop.filter(|_| backend.obstacle.is_none());
         layout::Backend {
             endpoint: endpoint(backend.config.address, protocol),
             flags: if standing.serves { backend_flag::SERVES } else { 0 },
-            next_hop: reached.map_or_else(NextHop::default, |hop| self.render_next_hop(hop)),
+            next_hop: reached.map_or_else(NextHop::default, |hop| render_next_hop(hop, interfaces)),
             subnet: self.subnet(backend.config.address.ip()),
-        }
-    }
-
-    /// The program can only send by interfaces it is attached to; the rest is left to the kernel.
-    fn render_next_hop(&self, hop: neighbour::NextHop) -> NextHop {
-        let neighbour::NextHop { interface, source, destination, mtu, .. } = hop;
-        if self.attached.contains_key(&interface) {
-            NextHop { interface, mtu, source, destination }
-        } else {
-            NextHop::default()
         }
     }
 
@@ -152,6 +152,15 @@ impl State {
             u32::from(prefix.prefix_len()) + u128::BITS - u32::from(prefix.max_prefix_len())
         });
         mask(bits)
+    }
+}
+
+/// The program can only send by interfaces it is attached to, and VLAN devices on them; the rest is left to the kernel.
+fn render_next_hop(hop: neighbour::NextHop, interfaces: &BTreeMap<u32, layout::Interface>) -> NextHop {
+    let neighbour::NextHop { interface: index, source, destination, mtu, .. } = hop;
+    match interfaces.get(&index) {
+        Some(interface) => NextHop { interface: interface.egress(index), mtu, source, destination },
+        None => NextHop::default(),
     }
 }
 
