@@ -2,7 +2,8 @@
 //! story, `NAME.txt`: its lines that begin with `>` are events, those with `#` remarks, and the rest is the image that
 //! the event `image` shows. `UPDATE=1` rewrites the images.
 //!
-//! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`, `detach INDEX`,
+//! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`,
+//! `link INDEX MAC PROTOCOL ID on INDEX`, a VLAN device, `down INDEX`, `detach INDEX`,
 //! `local ADDRESS [on INDEX]`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC [by-gateway | mtu BYTES]`,
 //! which is reached from the first local address on that link, `lost ADDRESS`. Of the backends:
 //! `health SERVICE BACKEND up|unknown|answers|silent`, and `why SERVICE BACKEND`, which shows what status says of it.
@@ -23,7 +24,7 @@ use foobar_lb::{
     health::{Report, Target},
     image::Image,
     model::{Down, Health},
-    neighbour::{Link, NextHop, View},
+    neighbour::{Link, NextHop, View, Vlan},
     state::{Backend, Room, Service, State},
     sweep::{Found, GRACE},
 };
@@ -147,7 +148,8 @@ impl Teller {
 
     fn observe_network(&mut self, event: &[&str]) -> Option<()> {
         match *event {
-            ["link", index, mac, ref attached @ ..] => self.observe_link(index, mac, attached)?,
+            ["link", index, mac, ref way @ ..] => self.observe_link(index, mac, way)?,
+            ["down", index] => self.view.links.get_mut(&index.parse().ok()?)?.up = false,
             ["detach", index] => drop(self.state.attached.remove(&index.parse().ok()?)?),
             ["local", address] => drop(self.view.locals.insert(address.parse().ok()?)),
             ["local", address, "on", index] => {
@@ -178,15 +180,24 @@ impl Teller {
         self.sweep();
     }
 
-    fn observe_link(&mut self, index: &str, mac: &str, attached: &[&str]) -> Option<()> {
+    fn observe_link(&mut self, index: &str, mac: &str, way: &[&str]) -> Option<()> {
         let (index, mac) = (index.parse().ok()?, parse_mac(mac)?);
         let name = format!("eth{index}");
-        self.view.links.insert(index, Link { name, mac: Some(mac), up: true, mtu: MTU, addresses: vec![] });
-        match attached {
+        let mut link = Link { name, mac: Some(mac), up: true, mtu: MTU, addresses: vec![], vlan: None };
+        match *way {
             [] => {}
             ["attached"] => drop(self.state.attached.insert(index, Interface::new(mac))),
+            [protocol, id, "on", parent] => {
+                let protocol = match protocol {
+                    "802.1Q" => 0x8100,
+                    "802.1ad" => 0x88a8,
+                    _ => return None,
+                };
+                link.vlan = Some(Vlan { parent: parent.parse().ok()?, protocol, id: id.parse().ok()? });
+            }
             _ => return None,
         }
+        self.view.links.insert(index, link);
         Some(())
     }
 

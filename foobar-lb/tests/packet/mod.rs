@@ -6,6 +6,7 @@ pub mod host;
 pub mod noise;
 pub mod rows;
 pub mod way;
+pub mod wiring;
 pub mod world;
 
 use std::{fmt, time::Duration};
@@ -21,8 +22,8 @@ use foobar_lb_ebpf::{
     reason::{Action, Reason, Verdict},
 };
 
-use self::frame::ETHERNET;
 pub use self::rows::all;
+use self::{frame::ETHERNET, wiring::untagged};
 
 /// A build of the data path.
 pub trait DataPath {
@@ -68,6 +69,8 @@ pub struct Row {
     pub before: Vec<Arrival>,
     pub ingress: u32,
     pub frame: Vec<u8>,
+    /// Bytes of its VLAN tags, which are not counted.
+    tags: usize,
     /// Remembered before.
     known: Vec<Memory>,
     /// Has no room left.
@@ -139,6 +142,7 @@ impl Row {
             ingress,
             out: frame.clone(),
             frame,
+            tags: 0,
             known: vec![],
             full: None,
             verdict: Verdict::Pass,
@@ -304,15 +308,20 @@ impl Row {
     }
 
     fn expected_counts(&self) -> Vec<(Reason, Count)> {
-        let count = |reason| comparable(reason, Count { packets: 1, bytes: length(&self.frame) });
+        let count = |reason| comparable(reason, Count { packets: 1, bytes: self.length() });
         let expected = Reason::ALL.iter().filter(|reason| self.reasons.contains(reason));
         expected.map(|reason| (*reason, count(*reason))).collect()
+    }
+
+    /// Bytes that its frame is counted as.
+    fn length(&self) -> u64 {
+        length(&untagged(&self.frame, self.tags))
     }
 
     /// What is counted of each backend.
     fn expected_traffic(&self) -> Vec<Traffic> {
         let count = |id: u32, side| match self.traffic == Some((id, side)) {
-            true => Count { packets: 1, bytes: length(&self.frame) },
+            true => Count { packets: 1, bytes: self.length() },
             false => Count::default(),
         };
         let traffic = |id: &u32| Traffic {

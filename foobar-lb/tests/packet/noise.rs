@@ -16,6 +16,7 @@ use super::{
     frame::ETHERNET,
     rows::{nat64, quic, snat, wide},
     way::{WAYS, Way},
+    wiring::{WIRINGS, Wiring},
     world::{Family, Host, PORTS, Story, TRANSITION, WEB1, WEB2, WEB3},
 };
 
@@ -31,7 +32,11 @@ pub fn arrivals(rows: &[Row], shortest: usize) -> impl Strategy<Value = Vec<Arri
     let rows = rows.iter().filter(|row| row.arrivals().iter().all(fits));
     let (translated, others): (Vec<&Row>, Vec<&Row>) = rows.partition(|row| row.traffic.is_some());
     let any_of = |rows: Vec<&Row>| select(rows.into_iter().map(Row::arrivals).collect::<Vec<_>>());
-    let composed = prop::collection::vec(composed(), 1..3);
+    let composed =
+        (prop::collection::vec(composed(), 1..3), wiring()).prop_map(|(arrivals, wiring)| match wiring {
+            Some(wiring) => arrivals.iter().map(|arrival| wiring.arrive(arrival)).collect(),
+            None => arrivals,
+        });
     // There are many more ways of not being translated.
     let arrivals = prop_oneof![3 => any_of(translated), 1 => any_of(others), 2 => composed];
     let changes = prop::collection::vec((any::<usize>(), 0usize..128, any::<u8>()), 0..4);
@@ -75,10 +80,21 @@ fn noise(length: Range<usize>) -> impl Strategy<Value = Arrival> {
 /// Images that follow from what may happen to a balancer.
 pub fn images() -> impl Strategy<Value = Image> {
     let events = prop::collection::vec(event(), 0..6);
-    (settings(), mapping(), surroundings(), events).prop_map(|(settings, mapping, surroundings, events)| {
-        let story = surroundings.around(mapping(settings.of(Story::new())));
-        events.into_iter().fold(story, |story, event| event.happen(story).render()).image()
+    let happened = (settings(), mapping(), surroundings(), events).prop_map(
+        |(settings, mapping, surroundings, events)| {
+            let story = surroundings.around(mapping(settings.of(Story::new())));
+            events.into_iter().fold(story, |story, event| event.happen(story).render()).image()
+        },
+    );
+    (happened, wiring()).prop_map(|(image, wiring)| match wiring {
+        Some(wiring) => wiring.image(image),
+        None => image,
     })
+}
+
+/// None where no frame has tags.
+fn wiring() -> impl Strategy<Value = Option<Wiring>> {
+    prop::option::of(select(WIRINGS.to_vec()))
 }
 
 /// Which flows are mapped, if any: all, those of the backends' subnet, all while the backends are of the other IP.

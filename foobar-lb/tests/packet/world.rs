@@ -113,7 +113,14 @@ pub const UNATTACHED: Port = Port {
     attached: false,
     forwards: true,
 };
-pub const PORTS: [Port; 4] = [CLIENT_SIDE, BACKEND_SIDE, CLOSED, UNATTACHED];
+/// Nobody is there but in VLANs.
+pub const TRUNK: Port = Port {
+    index: 105,
+    balancer: host(5, [10, 0, 5, 1], [0xfd00, 0xe, 0, 0, 0, 0, 0, 1]),
+    attached: true,
+    forwards: true,
+};
+pub const PORTS: [Port; 5] = [CLIENT_SIDE, BACKEND_SIDE, CLOSED, UNATTACHED, TRUNK];
 
 pub const VIP: Host = host(0, [203, 0, 113, 80], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x80]);
 pub const CLIENT: Host = host(11, [10, 0, 0, 2], client_side(2));

@@ -126,7 +126,26 @@ impl Kernel {
         let run = self.bpf.program().test_run(options)?;
         out.truncate(run.data_size_out as usize);
         let out = out.split_off(metadata);
-        Ok((to_verdict(run.return_value, &out)?, out))
+        Ok((self.to_verdict(run.return_value, &out)?, out))
+    }
+}
+
+impl Kernel {
+    /// A test run does not tell which interface a frame is redirected to, but each has a MAC of its own. The frames of a
+    /// VLAN device leave by another interface.
+    fn to_verdict(&self, returned: u32, frame: &[u8]) -> Result<Verdict> {
+        Ok(match returned {
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Transmit,
+            4 => {
+                let port = PORTS.iter().find(|port| frame[6..12] == port.balancer.mac);
+                let index = port.context("redirected by no interface of the table")?.index;
+                let physical = self.image.interfaces.get(&index).map_or(0, |interface| interface.physical);
+                Verdict::Redirect(if physical == 0 { index } else { physical })
+            }
+            other => bail!("the program returned {other}"),
+        })
     }
 }
 
@@ -173,20 +192,6 @@ impl DataPath for Kernel {
     fn traffic(&self, backend: u32) -> Traffic {
         self.bpf.traffic(backend).expect("the map is there")
     }
-}
-
-/// A test run does not tell which interface a frame is redirected to, but each has a MAC of its own.
-fn to_verdict(returned: u32, frame: &[u8]) -> Result<Verdict> {
-    Ok(match returned {
-        1 => Verdict::Drop,
-        2 => Verdict::Pass,
-        3 => Verdict::Transmit,
-        4 => {
-            let port = PORTS.iter().find(|port| frame[6..12] == port.balancer.mac);
-            Verdict::Redirect(port.context("redirected by no interface of the table")?.index)
-        }
-        other => bail!("the program returned {other}"),
-    })
 }
 
 impl FlowMaps {

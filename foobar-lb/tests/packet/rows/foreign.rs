@@ -26,7 +26,7 @@ pub fn rows() -> Vec<Row> {
         rows.extend(truncated_errors(family));
         rows.push(of_another_version(family));
     }
-    rows.extend([EtherType(0x88cc), EtherType::VLAN_TAGGED_FRAME, EtherType(60)].map(not_ip));
+    rows.extend([EtherType(0x88cc), EtherType(60)].map(not_ip));
     rows.extend([short_header(), cut_options()]);
     rows.extend([0, 19].map(shorter_than_its_header));
     rows.extend(each(ended_by_padding));

@@ -19,17 +19,27 @@ mod reply;
 mod reset;
 pub mod snat;
 mod tunnel;
+mod vlan;
 mod ways;
 pub mod wide;
 
 use super::{
     Row,
     frame::{Datagram, Transport},
+    wiring::WIRINGS,
     world::Family,
 };
 
-/// The whole table.
+/// The whole table: every row as it is, and in every wiring that makes a difference to it.
 pub fn all() -> Vec<Row> {
+    let rows = plain();
+    let wired = WIRINGS.iter().flat_map(|wiring| rows.iter().filter_map(|row| wiring.of(row)));
+    let wired: Vec<_> = wired.collect();
+    [rows, wired, vlan::rows()].concat()
+}
+
+/// The rows of frames without VLAN tags.
+fn plain() -> Vec<Row> {
     [
         forward::rows(),
         reply::rows(),
