@@ -65,7 +65,10 @@ pub async fn attach(
     wait_for_neighbours(&mut state, &mut events).await;
     let locals: Vec<_> = state.view().locals.iter().copied().collect();
     let mut settings = Settings::new(&config)?;
-    settings.ensure(&config, &state.interface_names(), options.set_sysctls, &locals)?;
+    // Those that were named even if the network could not be seen yet, and the VLAN devices on them.
+    let mut names = options.interfaces.clone();
+    names.extend(state.interface_names().into_iter().filter(|name| !options.interfaces.contains(name)));
+    settings.ensure(&config, &names, options.set_sysctls, &locals)?;
     let mut bpf = start::load(&config, seed)?;
     let mode = options.mode;
     let mut daemon = Daemon::new(state, tasks, Reload::new(config, options, settings, sender.clone()));
