@@ -314,7 +314,7 @@ fn translate_mapped<'t, T: Tables>(
 /// those of its destination.
 #[inline(always)]
 fn translate_answer<'t, T: Tables>(
-    parsed: &Parsed,
+    parsed: &mut Parsed,
     ingress: u32,
     mapping: Option<&'t Mapping>,
     flags: u32,
@@ -323,8 +323,16 @@ fn translate_answer<'t, T: Tables>(
 ) -> Result<Translation<'t>, Reason> {
     if let Some(mapping) = mapping {
         check_hops(parsed)?;
-        find_way_to_client(parsed, ingress, &mapping.to.source, &mapping.to.destination, tables, hop)?;
+        let FlowKey { source, destination } = &mapping.to;
         let means = Means::Replace(Side::Source, &mapping.to);
+        match find_way_to_client(parsed, ingress, source, destination, tables, hop) {
+            // The kernel would tell nobody: to it the packet is for the machine itself.
+            Err(Reason::ReplyTooBig) => {
+                parsed.mtu = hop.mtu.saturating_add_signed(-means.growth(parsed));
+                return Err(Reason::TooBig);
+            }
+            found => found?,
+        }
         return Ok(Translation {
             means,
             mss: mapping.mss,

@@ -70,6 +70,8 @@ fn rewrite_end(
 pub struct Hop {
     /// Index of the interface, with [`VLAN_DEVICE`] where it is one; 0: not known.
     pub interface: u32,
+    /// The largest IP packet that fits, bytes, where the packet does not; else 0.
+    pub mtu: u32,
     /// What the frame's addresses are to be.
     pub macs: Macs,
 }
@@ -79,7 +81,7 @@ impl Hop {
     #[inline(always)]
     pub fn to(next_hop: &NextHop) -> Self {
         let NextHop { interface, source, destination, .. } = *next_hop;
-        Self { interface, macs: Macs::new(source, destination) }
+        Self { interface, mtu: 0, macs: Macs::new(source, destination) }
     }
 
     /// Whether a frame can leave.

@@ -96,7 +96,7 @@ reasons! {
     Fragment = "fragment" => Drop,
     /// Its TTL or hop limit is used up: its sender is told, which makes `traceroute` work.
     HopLimit = "hop_limit" => Complain,
-    /// Larger than the way to the backend and not to be fragmented: its sender is told how large it may be.
+    /// Larger than the way to the backend, or of a mapped flow to the client, and not to be fragmented: its sender is told how large it may be.
     TooBig = "too_big" => Complain,
     /// To a VIP with `unmatched = "reject"`, but to no service: its sender is told.
     Rejected = "rejected" => Complain,

@@ -240,7 +240,10 @@ impl Tables for Twin {
                     hop.interface = interface.egress(hop.interface);
                 }
             }
-            false if !question.may_fragment => return Err(Reason::ReplyTooBig),
+            false if !question.may_fragment => {
+                hop.mtu = next_hop.mtu;
+                return Err(Reason::ReplyTooBig);
+            }
             false => {}
         }
         Ok(())

@@ -76,13 +76,18 @@ fn ask(context: *mut xdp_md, question: &Question<'_>, hop: &mut Hop) -> Result<(
     match answer as u32 {
         SUCCESS => {
             if let Some(interface) = (Maps { context }).interface(lookup.0.ifindex) {
-                *hop = Hop { interface: interface.egress(lookup.0.ifindex), macs: macs(&lookup.0) };
+                let index = interface.egress(lookup.0.ifindex);
+                *hop = Hop { interface: index, mtu: 0, macs: macs(&lookup.0) };
             }
             Ok(())
         }
         NO_NEIGH | UNSUPP_LWT => Ok(()),
         FRAG_NEEDED if question.may_fragment => Ok(()),
-        FRAG_NEEDED => Err(Reason::ReplyTooBig),
+        FRAG_NEEDED => {
+            // SAFETY: with this answer, and any other bytes would be a number too.
+            hop.mtu = unsafe { lookup.0.__bindgen_anon_1.mtu_result }.into();
+            Err(Reason::ReplyTooBig)
+        }
         FWD_DISABLED => Err(Reason::ForwardingOff),
         _ => Err(Reason::NoRoute),
     }

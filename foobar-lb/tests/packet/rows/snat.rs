@@ -33,6 +33,7 @@ pub fn rows() -> Vec<Row> {
     let mut rows = each(goes_on);
     rows.extend(each(returns));
     rows.extend(each(returns_to_the_backends_side));
+    rows.extend(each(too_big));
     rows.extend(each(in_fragments));
     rows.extend(each(refused_without_room));
     for mode in [Mode::Snat as Mapped, Mode::Hairpin] {
@@ -153,6 +154,19 @@ fn comes_back(what: &str, request: &Datagram, reply: &Datagram, out: &Datagram, 
     let traffic = (forward.backend, Side::Source);
     let (name, image) = (called(what, reply), settled(Mode::Snat));
     Row::translates(name, image, BACKEND_SIDE.index, reply.frame(), out.frame(), verdict, traffic)
+        .mapped([forward, back])
+        .holding([forward, Held { age: NOW, ..back }])
+}
+
+/// To the kernel such a reply is for the machine itself, so that it would not tell the backend.
+fn too_big(family: Family, transport: Transport) -> Row {
+    let (request, reply) = (Datagram::request(family, transport), reply(family, transport));
+    let reply = reply.sized(MTU as usize + 1);
+    let by = BACKEND_SIDE.balancer.ip(family);
+    let error = IcmpError::about(&reply, &reply.packet(), by, Complaint::TooBig(MTU as u16)).frame();
+    let [forward, back] = pair(&request, 0, 0, SECOND);
+    let (name, image) = (called("snat: a reply that is too big", &reply), settled(Mode::Snat));
+    Row::answers(name, image, BACKEND_SIDE.index, reply.frame(), error, Reason::TooBig)
         .mapped([forward, back])
         .holding([forward, Held { age: NOW, ..back }])
 }
