@@ -325,10 +325,11 @@ fn translate_answer<'t, T: Tables>(
         check_hops(parsed)?;
         let FlowKey { source, destination } = &mapping.to;
         let means = Means::Replace(Side::Source, &mapping.to);
-        match find_way_to_client(parsed, ingress, source, destination, tables, hop) {
+        let growth = means.growth(parsed);
+        match find_way_to_client(parsed, growth, ingress, source, destination, tables, hop) {
             // The kernel would tell nobody: to it the packet is for the machine itself.
             Err(Reason::ReplyTooBig) => {
-                parsed.mtu = hop.mtu.saturating_add_signed(-means.growth(parsed));
+                parsed.mtu = hop.mtu.saturating_add_signed(-growth);
                 return Err(Reason::TooBig);
             }
             found => found?,
@@ -372,14 +373,16 @@ fn translate_reply<'t, T: Tables>(
     }
     let to_own_port = client.protocol == UDP && client.port == parsed.flow.source.port;
     let remark = to_own_port.then_some(Reason::ReplyToOwnPort);
-    find_way_to_client(parsed, ingress, &reply.service, client, tables, hop)?;
+    find_way_to_client(parsed, 0, ingress, &reply.service, client, tables, hop)?;
     let means = Means::Rewrite(Side::Source, &reply.service);
     Ok(Translation { means, mss: reply.mss, backend: reply.backend, remark })
 }
 
+/// The way of a packet that grows by so many bytes.
 #[inline(always)]
 fn find_way_to_client<T: Tables>(
     parsed: &Parsed,
+    growth: i32,
     ingress: u32,
     source: &Endpoint,
     client: &Endpoint,
@@ -387,8 +390,7 @@ fn find_way_to_client<T: Tables>(
     hop: &mut Hop,
 ) -> Result<(), Reason> {
     let Ip { protocol, length, may_fragment, .. } = parsed.ip;
-    let growth = nat64::growth(parsed, Family::of(&client.address)) as i16;
-    let length = length.saturating_add_signed(growth);
+    let length = length.saturating_add_signed(growth as i16);
     let (source, destination) = (&source.address, &client.address);
     tables.route(&Question { ingress, protocol, length, may_fragment, source, destination }, hop)
 }
