@@ -49,6 +49,11 @@ fn a_narrow_link_snat_one_arm() -> Result<()> {
 }
 
 #[test]
+fn a_narrow_link_snat_two_arm() -> Result<()> {
+    check_narrow_link("mtu-snat-two", Arms::Two, Mode::Snat)
+}
+
+#[test]
 fn a_tunnel_by_ipip_over_ipv4() -> Result<()> {
     check_tunnel("mtu-tunnel-ipip-v4", Arms::One, Mode::Ipip(Family::V4))
 }
