@@ -125,10 +125,18 @@ fn store(steps: &mut Vec<Step>, table: u32, before: &[Slot], after: &[Slot]) {
 
 #[cfg(test)]
 mod tests {
-    use foobar_lb_ebpf::layout::{NO_ADDRESS, NO_BACKEND, NextHop, Quic, TCP, mapped, mode};
+    use foobar_lb_ebpf::{
+        layout::{NO_ADDRESS, NO_BACKEND, NextHop, Quic, TCP, mapped, mode},
+        tables::Tables,
+    };
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        image::range_prefixes,
+        model::{Ports, Protocol},
+        twin::Twin,
+    };
 
     fn end(host: u8) -> Endpoint {
         Endpoint::new(mapped([10, 0, 0, host]), [0, 80], TCP)
@@ -141,10 +149,12 @@ mod tests {
 
     /// Images in which services have tables and tables have backends, as all that are rendered.
     fn images() -> impl Strategy<Value = Image> {
-        let service = (prop::collection::vec(1u8..6, 1..4), prop::collection::vec(0usize..3, 4), any::<u8>());
+        let ports = prop::option::of((0u16..40, 0u16..40));
+        let rest = (any::<u8>(), ports);
+        let service = (prop::collection::vec(1u8..6, 1..4), prop::collection::vec(0usize..3, 4), rest);
         prop::collection::btree_map(0u8..4, service, 0..4).prop_map(|services| {
             let mut image = Image::default();
-            for (number, (backends, owners, idle)) in services {
+            for (number, (backends, owners, (idle, ports))) in services {
                 let first = u32::from(number) * 4;
                 let id = |host: u8| u32::from(number) * 10 + u32::from(host);
                 let service = end(100 + number);
@@ -158,19 +168,23 @@ mod tests {
                 let owner = |owner: &usize| Slot::settled(id(backends[owner % backends.len()]));
                 image.tables.insert(first, owners.iter().map(owner).collect());
                 let idle = idle.into();
-                image.services.insert(
-                    service,
-                    Service {
-                        first_slot: first,
-                        slots: 4,
-                        idle,
-                        mode: mode::NAT,
-                        mss: 0,
-                        affinity: NO_ADDRESS,
-                        quic: Quic::NONE,
-                    },
-                );
-                image.addresses.insert(service.address, Vip { flags: 1, group: 0 });
+                let record = Service {
+                    first_slot: first,
+                    slots: 4,
+                    idle,
+                    mode: mode::NAT,
+                    mss: 0,
+                    affinity: NO_ADDRESS,
+                    quic: Quic::NONE,
+                };
+                image.services.insert(service, record);
+                let group = ports.map_or(0, |_| u32::from(number) + 1);
+                image.addresses.insert(service.address, Vip { flags: 1, group });
+                if let Some((a, b)) = ports {
+                    let ports = Ports { first: a.min(b), last: a.max(b) };
+                    let prefixes = range_prefixes(group, Protocol::Tcp, ports);
+                    image.ranges.extend(prefixes.map(|prefix| (prefix, record)));
+                }
             }
             image
         })
@@ -178,16 +192,16 @@ mod tests {
 
     /// Every service has a whole table, and every owner exists.
     fn dangles(image: &Image) -> Option<String> {
-        for (end, service) in &image.services {
+        for service in image.services.values().chain(image.ranges.values()) {
             let Some(table) = image.tables.get(&service.first_slot) else {
-                return Some(format!("{end:?} has no table"));
+                return Some(format!("{service:?} has no table"));
             };
             if table.len() < service.slots as usize {
-                return Some(format!("{end:?} has a short table"));
+                return Some(format!("{service:?} has a short table"));
             }
             let known = |slot: &&Slot| slot.owner == NO_BACKEND || image.backends.contains_key(&slot.owner);
             if let Some(slot) = table.iter().find(|slot| !known(slot)) {
-                return Some(format!("{end:?} has {slot:?}"));
+                return Some(format!("{service:?} has {slot:?}"));
             }
         }
         if let Some(server) = image.server_ids.iter().find(|(_, id)| !image.backends.contains_key(id)) {
@@ -207,6 +221,25 @@ mod tests {
             }
             prop_assert_eq!(&image, &to);
             prop_assert_eq!(diff(&image, &to), vec![]);
+        }
+
+        /// The longest prefix of old and new ones together is never another's than that of one of them.
+        #[test]
+        fn a_port_is_never_anothers_on_the_way(from in images(), to in images(), port in 0u16..41) {
+            let owner = |image: &Image, number: u8| {
+                let destination = Endpoint { port: port.to_be_bytes(), ..end(100 + number) };
+                let twin = Twin::new(image.clone(), 1);
+                twin.service_of(&destination).map(|service| service.first_slot)
+            };
+            let mut image = from.clone();
+            for step in diff(&from, &to) {
+                image.apply(&step);
+                for number in 0..4 {
+                    let found = owner(&image, number);
+                    let ends = [owner(&from, number), owner(&to, number)];
+                    prop_assert!(ends.contains(&found), "{:?} after {:?}", found, step);
+                }
+            }
         }
     }
 

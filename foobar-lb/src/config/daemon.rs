@@ -15,6 +15,10 @@ use super::{
     shape,
     values::{self, Fault},
 };
+use crate::{
+    model::{ServiceKey, is_host},
+    wide::{Stretch, Wide, port_prefixes},
+};
 
 /// The socket of commands and API.
 pub const DEFAULT_SOCKET: &str = "/run/foobar-lb/foobar-lb.sock";
@@ -162,10 +166,42 @@ impl Capacity {
         check_fixed_room("services", capacity::SERVICES, drafts, services, problems);
         let prefixes = |draft: &Draft| draft.direct_prefixes() as u64;
         check_fixed_room("prefixes in `direct`", capacity::DIRECT, drafts, prefixes, problems);
+        check_wide_room(drafts, problems);
         let total = u32::try_from(drafts.iter().map(backends).sum::<u64>()).unwrap_or(u32::MAX);
         let enough = total.saturating_mul(FLOWS_PER_BACKEND).min(*FLOWS.end());
         warn_of_few("flows", daemon.flows, enough, self.flows, drafts, problems);
         warn_of_few("half_open", daemon.half_open, enough, self.half_open, drafts, problems);
+    }
+}
+
+/// Whether prefixes of VIPs and ranges of ports find room, as the maps hold them.
+fn check_wide_room(drafts: &[Draft], problems: &mut Problems) {
+    let is_prefix = |draft: &Draft| {
+        u64::from(draft.address.as_ref().is_some_and(|address| !is_host(&address.get_ref().vip)))
+    };
+    check_fixed_room("prefixes of VIPs", capacity::PREFIXES, drafts, is_prefix, problems);
+    let keys = drafts.iter().zip(0..).filter_map(|(draft, place)| {
+        Some((ServiceKey { address: *draft.address.as_ref()?.get_ref(), protocol: draft.protocol? }, place))
+    });
+    let mut ranges = vec![0; drafts.len()];
+    let mut replies = vec![0; drafts.len()];
+    for (vip, stretches) in Wide::new(keys).iter() {
+        for Stretch { ports, owner, .. } in stretches {
+            let draft: &Draft = &drafts[*owner];
+            let prefixes = port_prefixes(*ports).len() as u64;
+            ranges[*owner] += prefixes;
+            let is_own = draft.address.as_ref().is_some_and(|address| address.get_ref().vip == *vip);
+            if draft.rewrites_replies() && is_own {
+                replies[*owner] += prefixes * draft.backends.len() as u64;
+            }
+        }
+    }
+    for (what, available, needs) in [
+        ("prefixes of ports", capacity::RANGES, ranges),
+        ("prefixes of backends' ports", capacity::REPLY_RANGES, replies),
+    ] {
+        let mut needs = needs.into_iter();
+        check_fixed_room(what, available, drafts, |_| needs.next().unwrap_or(0), problems);
     }
 }
 
@@ -194,7 +230,7 @@ fn check_fixed_room(
     what: &str,
     available: u32,
     drafts: &[Draft],
-    need: impl Fn(&Draft) -> u64,
+    mut need: impl FnMut(&Draft) -> u64,
     problems: &mut Problems,
 ) {
     let mut needed = 0;
