@@ -63,6 +63,11 @@ fn snat_two_arm() -> Result<()> {
     check_transfers("bulk-snat-two", Arms::Two, Mode::Snat)
 }
 
+#[test]
+fn nat64_two_arm() -> Result<()> {
+    check_transfers("bulk-nat64", Arms::Two, Mode::Nat64)
+}
+
 fn check_transfers(name: &str, arms: Arms, mode: Mode) -> Result<()> {
     let site = Site::new(name, arms, mode)?;
     let client = &site.network.client;

@@ -64,6 +64,11 @@ fn snat_one_arm() -> Result<()> {
     check_checksums("checksums-snat-one", Arms::One, Mode::Snat)
 }
 
+#[test]
+fn nat64_two_arm() -> Result<()> {
+    check_checksums("checksums-nat64", Arms::Two, Mode::Nat64)
+}
+
 fn check_checksums(name: &str, arms: Arms, mode: Mode) -> Result<()> {
     let site = Site::new(name, arms, mode)?;
     let _echoes = site.start_echoes()?;

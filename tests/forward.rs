@@ -94,6 +94,16 @@ fn snat_two_arm_with_generic_xdp() -> Result<()> {
 }
 
 #[test]
+fn nat64_one_arm() -> Result<()> {
+    check_flows("forward-nat64-one", Arms::One, Mode::Nat64, "auto")
+}
+
+#[test]
+fn nat64_two_arm_with_generic_xdp() -> Result<()> {
+    check_flows("forward-nat64-two", Arms::Two, Mode::Nat64, "generic")
+}
+
+#[test]
 fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
     let network = Network::new("forward-no-checksum", Arms::Two)?;
     let _echoes = start_pair(&network)?;
@@ -153,10 +163,12 @@ fn check_flows_of(site: &Site, family: Family, protocol: Protocol) -> Result<()>
     for (wire, address) in backends.iter().zip([WEB1, WEB2]) {
         let requests = wire.received()?;
         check_checksums(&requests)?;
-        let address = if mode.answers_directly() { VIP } else { address };
+        let server = match mode.answers_directly() {
+            true => VIP.port(family, mode.backend_port()),
+            false => address.port(mode.outer(family), mode.backend_port()),
+        };
         let of_clients = |seen: &Seen| seen.protocol == protocol && mode.is_client(seen.from, family);
-        let right = |seen: &Seen| seen.to == address.port(family, mode.backend_port());
-        check_packets(&requests, hops, of_clients, right)?;
+        check_packets(&requests, hops, of_clients, |seen| seen.to == server)?;
     }
     Ok(())
 }

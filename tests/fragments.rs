@@ -80,6 +80,23 @@ fn a_client_learns_what_fits_through_a_tunnel() -> Result<()> {
     Ok(())
 }
 
+/// A fragment of IPv4 grows as one of IPv6: the client has to make smaller ones first.
+#[test]
+fn datagrams_in_fragments_become_those_of_the_other_ip() -> Result<()> {
+    let site = Site::new("fragments-nat64", Arms::Two, Mode::Nat64)?;
+    let _echoes = site.start_echoes()?;
+    let _balancer = site.serve(&site.kinds(&[]))?;
+    for family in Family::BOTH {
+        for length in LENGTHS {
+            wait_until(EVENTUALLY, "an answer to fragments that fit", || {
+                ask_at_length(&site.network.client, VIP.port(family, VIP_PORT), length).is_ok()
+            })
+            .with_context(|| format!("{length} bytes by {family:?}"))?;
+        }
+    }
+    Ok(())
+}
+
 fn check_datagrams(name: &str, arms: Arms, mode: Mode) -> Result<()> {
     let site = Site::new(name, arms, mode)?;
     site.widen()?;

@@ -391,6 +391,8 @@ fn find_way_to_client<T: Tables>(
 ) -> Result<(), Reason> {
     let Ip { protocol, length, may_fragment, .. } = parsed.ip;
     let length = length.saturating_add_signed(growth as i16);
+    // As a packet of the other IP it is nobody's to fragment on the way.
+    let may_fragment = may_fragment && growth == 0;
     let (source, destination) = (&source.address, &client.address);
     tables.route(&Question { ingress, protocol, length, may_fragment, source, destination }, hop)
 }

@@ -257,7 +257,7 @@ pub fn take<T: Tables>(tables: &T, flow: &FlowKey, claim: Claim) -> Added {
 }
 
 /// Makes a flow the one of its replies to the source of an attempt; false where there is none. Attempts are steps of a walk
-/// over all ports of all addresses, another one for every flow.
+/// over all ports, each of all addresses, another one for every flow.
 #[inline(always)]
 fn find_replies<T: Tables>(tables: &T, claim: &Claim, flow: &mut FlowKey) -> bool {
     const LAST: usize = Sources::MOST - 1;
@@ -269,7 +269,7 @@ fn find_replies<T: Tables>(tables: &T, claim: &Claim, flow: &mut FlowKey) -> boo
     let (Some(count), Some(ports)) = (count, ports) else { return false };
     let address = (reduce(hash >> 16, count.get()) + attempt) % count;
     let stride = 1 + reduce(hash, ports.get() - 1);
-    let port = (reduce(hash >> 32, ports.get()) + attempt * stride) % ports;
+    let port = (reduce(hash >> 32, ports.get()) + attempt / count * stride) % ports;
     flow.source.address = backend.endpoint.address;
     flow.source.port = backend.endpoint.port_or(flow.destination.port);
     flow.destination.address = sources.addresses[address as usize & LAST];

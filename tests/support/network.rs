@@ -76,6 +76,13 @@ pub enum Family {
 
 impl Family {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,29 +31,36 @@ pub enum Mode {
     Ipip(Family),
     Gue(Family),
     Snat,
+    /// The same, to backends of the other IP.
+    Nat64,
 }
 
 impl Mode {
     /// Whether replies go past the balancer.
     pub fn answers_directly(self) -> bool {
-        !matches!(self, Self::Nat | Self::Snat)
+        !matches!(self, Self::Nat | Self::Snat | Self::Nat64)
     }
 
     /// The host that clients seem to be to backends.
     pub fn client(self) -> Dual {
-        if self == Self::Snat { BACKEND_GATEWAY } else { CLIENT }
+        if self.replaces_source() { BACKEND_GATEWAY } else { CLIENT }
+    }
+
+    fn replaces_source(self) -> bool {
+        matches!(self, Self::Snat | Self::Nat64)
     }
 
     /// Whether a backend that is asked by a client sees it at this address.
     pub fn is_client(self, seen: SocketAddr, family: Family) -> bool {
-        let has_right_port = self != Self::Snat || SNAT_PORTS.contains(&seen.port());
+        let has_right_port = !self.replaces_source() || SNAT_PORTS.contains(&seen.port());
+        let family = if self == Self::Nat64 { family.other() } else { family };
         seen.ip() == self.client().of(family) && has_right_port
     }
 
     /// What a backend saw of a client must be the client's own address, unless that is replaced.
     pub fn check_client(self, seen: SocketAddr, own: SocketAddr) -> Result<()> {
         let family = if own.is_ipv4() { Family::V4 } else { Family::V6 };
-        let is_kept = self == Self::Snat || seen == own;
+        let is_kept = self.replaces_source() || seen == own;
         ensure!(is_kept && self.is_client(seen, family), "the backend saw {seen}, but the client is {own}");
         Ok(())
     }
@@ -65,7 +72,7 @@ impl Mode {
             Self::Dsr => &["mode = \"dsr\""],
             Self::Ipip(_) => &["mode = \"tunnel\"", "encapsulation = \"ipip\""],
             Self::Gue(_) => &["mode = \"tunnel\"", "encapsulation = \"gue\""],
-            Self::Snat => &["mode = \"snat\""],
+            Self::Snat | Self::Nat64 => &["mode = \"snat\""],
         }
     }
 
@@ -73,6 +80,7 @@ impl Mode {
     pub fn outer(self, family: Family) -> Family {
         match self {
             Self::Nat | Self::Dsr | Self::Snat => family,
+            Self::Nat64 => family.other(),
             Self::Ipip(outer) | Self::Gue(outer) => outer,
         }
     }
@@ -81,7 +89,7 @@ impl Mode {
     pub fn overhead(self) -> u16 {
         let ip = |family| if family == Family::V4 { 20 } else { 40 };
         match self {
-            Self::Nat | Self::Dsr | Self::Snat => 0,
+            Self::Nat | Self::Dsr | Self::Snat | Self::Nat64 => 0,
             Self::Ipip(outer) => ip(outer),
             Self::Gue(outer) => ip(outer) + 8,
         }
