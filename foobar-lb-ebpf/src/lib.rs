@@ -30,6 +30,8 @@ pub mod reason;
 pub mod reset;
 pub mod snat;
 pub mod tables;
+pub mod translate;
 pub mod tunnel;
+pub mod unmatched;
 pub mod vlan;
 pub mod word;
