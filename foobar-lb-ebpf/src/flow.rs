@@ -136,7 +136,9 @@ impl Parsed {
             return Err(Reason::NotForService);
         }
         if !self.ip.first {
-            return Ok(());
+            // No header behind it is read, so nothing else tells whether its own ends within the frame.
+            let is_whole = u64::from(self.ip.next) <= packet.frame().len();
+            return if is_whole { Ok(()) } else { Err(Reason::Malformed) };
         }
         match self.ip.protocol {
             TCP | UDP => self.parse_transport(&packet.frame()),

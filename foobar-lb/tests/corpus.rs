@@ -15,6 +15,7 @@ use fuzz::{Scene, Stage};
 use packet::{
     Arrival,
     frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, ip_header},
+    rows::nat64,
     way::Way,
     world::{CLIENT_SIDE, Family, Story, TRANSITION},
 };
@@ -97,4 +98,19 @@ fn a_fragment_of_a_mapped_flow_that_is_over_is_unmapped() {
         let outcome = stage.check(&later);
         assert!(outcome.verdict == Verdict::Drop && outcome.is(Reason::Unmapped), "{family:?}");
     }
+}
+
+/// It was balanced, and could not be made a packet of the other IP.
+#[test]
+fn a_fragment_that_is_cut_short_within_its_header_is_none() {
+    let request = Datagram { id: 77, may_fragment: true, ..Datagram::request(Family::V4, Transport::Udp) };
+    let [first, mut later] = [0..8, 8..16].map(|part| request.carrying(request.part(part)));
+    // It says to have 40 bytes of options, and 40 more behind them.
+    later[ETHERNET] = 0x4f;
+    later[ETHERNET + 2..][..2].copy_from_slice(&100u16.to_be_bytes());
+    let mut stage = Stage::new(Way::Nat, nat64::mixed(Story::settled()).image());
+    let [first, later] = [first, later].map(|frame| Arrival { ingress: CLIENT_SIDE.index, frame });
+    assert!(!stage.check(&first).carried.is_empty());
+    let outcome = stage.check(&later);
+    assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed));
 }
