@@ -27,8 +27,7 @@ pub fn recall_ports<T: Tables>(parsed: &mut Parsed, tables: &T) {
     }
     let key = key(parsed, parsed.ip.id);
     let known = tables.ports(&key).or_else(|| tables.ports(&FragmentKey { id: ANY, ..key }));
-    if let Some(ends) = known {
-        let Ends { source, destination } = *ends;
+    if let Some(Ends { source, destination }) = known {
         parsed.kind = Kind::Ongoing(Sign::Data);
         parsed.set_ports(source, destination, parsed.ip.protocol);
     }

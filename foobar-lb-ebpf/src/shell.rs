@@ -380,9 +380,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
+    fn ports(&self, datagram: &FragmentKey) -> Option<Ends> {
         // SAFETY: as for `service`.
-        unsafe { FRAGMENTS.get(datagram) }
+        unsafe { FRAGMENTS.get(datagram) }.copied()
     }
 
     #[inline(always)]

@@ -53,7 +53,7 @@ pub trait Tables {
     /// Whether a socket of the balancer's host takes packets of this flow.
     fn host_has(&self, flow: &FlowKey) -> bool;
     /// The ports of a fragmented datagram.
-    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends>;
+    fn ports(&self, datagram: &FragmentKey) -> Option<Ends>;
     /// Remembers the ports of a fragmented datagram.
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends);
     /// Index of the VLAN device that a VLAN is for.

@@ -11,7 +11,6 @@ use std::{
     net::Ipv6Addr,
 };
 
-use elsa::FrozenMap;
 use flows::Maps;
 use foobar_lb_ebpf::{
     balance::balance,
@@ -53,7 +52,7 @@ pub struct Twin {
     hash_key: HashKey,
     flows: Maps,
     mappings: Mappings,
-    datagrams: FrozenMap<FragmentKey, Box<Ends>>,
+    datagrams: RefCell<BTreeMap<FragmentKey, Ends>>,
     limit: Cell<Limit>,
     reasons: RefCell<Vec<Count>>,
     traffic: RefCell<BTreeMap<u32, Traffic>>,
@@ -77,7 +76,7 @@ impl Twin {
             hash_key: hash_key(seed),
             flows: Maps::new(flows, half_open),
             mappings: Mappings::new(2 * mappings),
-            datagrams: FrozenMap::new(),
+            datagrams: RefCell::default(),
             limit: Cell::default(),
             reasons: RefCell::new(vec![Count::default(); Reason::ALL.len()]),
             traffic: RefCell::default(),
@@ -212,12 +211,12 @@ impl Tables for Twin {
         self.host_flows.contains(flow)
     }
 
-    fn ports(&self, datagram: &FragmentKey) -> Option<&Ends> {
-        self.datagrams.get(datagram)
+    fn ports(&self, datagram: &FragmentKey) -> Option<Ends> {
+        self.datagrams.borrow().get(datagram).copied()
     }
 
     fn remember_ports(&self, datagram: &FragmentKey, ends: Ends) {
-        self.datagrams.insert(*datagram, Box::new(ends));
+        self.datagrams.borrow_mut().insert(*datagram, ends);
     }
 
     fn vlan(&self, vlan: &VlanKey) -> Option<u32> {

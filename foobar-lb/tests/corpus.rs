@@ -5,11 +5,11 @@ mod fuzz;
 #[expect(dead_code, unused_imports, reason = "the table's rows are run by other tests")]
 mod packet;
 
-use std::fs;
+use std::{collections::BTreeSet, fs, ops::Range};
 
 use anyhow::{Context, Result, ensure};
 use arbitrary::{Arbitrary, Unstructured};
-use foobar_lb::model::{Mode, Pool};
+use foobar_lb::model::{Health, Mode, Pool};
 use foobar_lb_ebpf::reason::{Reason, Verdict};
 use fuzz::{Scene, Stage};
 use packet::{
@@ -17,7 +17,7 @@ use packet::{
     frame::{Complaint, Datagram, ETHERNET, IcmpError, Transport, ip_header},
     rows::nat64,
     way::Way,
-    world::{CLIENT_SIDE, Family, Story, TRANSITION},
+    world::{CLIENT_SIDE, Family, Story, TRANSITION, WEB1, WEB2},
 };
 
 /// Where the fuzzer keeps its corpus.
@@ -113,4 +113,23 @@ fn a_fragment_that_is_cut_short_within_its_header_is_none() {
     assert!(!stage.check(&first).carried.is_empty());
     let outcome = stage.check(&later);
     assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed));
+}
+
+/// The host's data path kept to the ports of the first.
+#[test]
+fn the_fragments_of_a_datagram_are_those_of_the_last_with_its_id() {
+    const PORTS: Range<u16> = 40_000..40_020;
+    let story = Story::new().health(WEB1, Health::Up).health(WEB2, Health::Up);
+    let mut stage = Stage::new(Way::Nat, story.render().image());
+    let mut backends = BTreeSet::new();
+    for port in PORTS {
+        let request =
+            Datagram { id: 77, may_fragment: true, ..Datagram::request(Family::V4, Transport::Udp) };
+        let request = Datagram { from: (request.from.ip(), port).into(), ..request };
+        let parts = [0..8, 8..request.segment().len()].map(|part| request.carrying(request.part(part)));
+        let [first, later] = parts.map(|frame| Arrival { ingress: CLIENT_SIDE.index, frame });
+        backends.extend(stage.check(&first).carried.first().map(|(id, _)| *id));
+        stage.check(&later);
+    }
+    assert!(backends.len() > 1);
 }
