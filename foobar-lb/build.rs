@@ -1,6 +1,6 @@
 //! Builds the XDP programs that foobar-lb carries, `$OUT_DIR/foobar-lb-xdp` for the balancer and `foobar-lb-decap` for
-//! backends, and those that benches and tests need beside them: `foobar-lb-full-tracking`, to compare with, and
-//! `foobar-lb-generator`, to run before it.
+//! backends, and those that benches and tests need beside them: `foobar-lb-full-tracking` and `foobar-lb-baseline`, to
+//! compare with, and `foobar-lb-generator`, to run before it.
 
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
@@ -10,8 +10,13 @@ use std::{env, fs};
 
 use toolchain::Toolchain;
 
-const PROGRAMS: [&str; 4] =
-    ["foobar-lb-xdp", "foobar-lb-decap", "foobar-lb-full-tracking", "foobar-lb-generator"];
+const PROGRAMS: [&str; 5] = [
+    "foobar-lb-xdp",
+    "foobar-lb-decap",
+    "foobar-lb-full-tracking",
+    "foobar-lb-baseline",
+    "foobar-lb-generator",
+];
 
 const WHAT_THEY_ARE_MADE_OF: &[&str] =
     &["../foobar-lb-ebpf", "../xtask/src/toolchain.rs", "../Cargo.toml", "../Cargo.lock"];

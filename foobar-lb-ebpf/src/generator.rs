@@ -11,6 +11,7 @@ fn main() {}
 mod kernel {
     use aya_ebpf::{
         bindings::xdp_action,
+        helpers::bpf_xdp_adjust_head,
         macros::{map, xdp},
         maps::{Array, ProgramArray},
         programs::XdpContext,
@@ -19,30 +20,49 @@ mod kernel {
     /// Bytes of a frame.
     const FRAME: usize = 80;
     const WORD: usize = size_of::<u64>();
-    /// Clients have so many ports each.
-    const PORTS: u32 = 16;
+    /// Clients have so many ports each, and more where there are more flows than 2^16 clients have then.
+    const PORT_BITS: u32 = 4;
+    const CLIENT_BITS: u32 = 16;
 
     /// The program that the packets are for; none: what generating costs by itself.
     #[map]
     static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
-    /// How many packets there were.
+    /// Where it is in its order of flows.
     #[map]
-    static GENERATED: Array<u32> = Array::with_max_entries(1, 0);
+    static ORDER: Array<Order> = Array::with_max_entries(1, 0);
+
+    /// An order of flows.
+    #[repr(C)]
+    struct Order {
+        /// How many packets there were.
+        generated: u32,
+        /// From flow to flow; odd, but for the very first.
+        stride: u32,
+    }
 
     // Globals that the loader sets, so the verifier knows their values and removes what they rule out.
 
     /// The frame of flow 0.
     #[unsafe(no_mangle)]
     static TEMPLATE: [u64; FRAME / WORD] = [0; FRAME / WORD];
-    /// Flows, a power of two, of which each has its own client address or port.
+    /// Flows less one, all ones in binary. Each has its own client address or port.
     #[unsafe(no_mangle)]
-    static FLOWS: u32 = 1;
+    static LAST_FLOW: u32 = 0;
+    /// How many servers there are; flow 0 is for the first.
+    #[unsafe(no_mangle)]
+    static SERVERS: u32 = 1;
     /// Where the last two bytes of the client's address begin.
     #[unsafe(no_mangle)]
-    static ADDRESS_AT: u32 = 0;
+    static CLIENT_AT: u32 = 0;
     /// Where the client's port begins.
     #[unsafe(no_mangle)]
     static PORT_AT: u32 = 0;
+    /// Where the last two bytes of the server's address begin.
+    #[unsafe(no_mangle)]
+    static SERVER_AT: u32 = 0;
+    /// Whether the program puts something before the frame, to be taken off again. 1: yes.
+    #[unsafe(no_mangle)]
+    static GROWS: u32 = 0;
 
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
@@ -52,7 +72,7 @@ mod kernel {
     #[xdp(frags)]
     pub fn generate(context: XdpContext) -> u32 {
         let Some(flow) = next_flow() else { return xdp_action::XDP_ABORTED };
-        if !write_frame(&context, flow) {
+        if !restore_start(&context) || !write_frame(&context, flow) {
             return xdp_action::XDP_ABORTED;
         }
         // SAFETY: the map holds XDP programs only, and the context is the one this program was given.
@@ -60,20 +80,31 @@ mod kernel {
         xdp_action::XDP_PASS
     }
 
-    /// The cheapest program that sends a packet on.
-    #[xdp(frags)]
-    pub fn transmit(_: XdpContext) -> u32 {
-        xdp_action::XDP_TX
-    }
-
-    /// Multiplying by an odd number permutes the flows: each comes once before any comes twice, and no two in a row
-    /// are neighbours in memory.
+    /// Each flow comes once before any comes twice: to multiply by an odd number permutes them. It is another number each
+    /// time, because what remembers flows in the order in which it first saw them would have neighbours in time as
+    /// neighbours in memory if they came in that order again.
     #[inline(always)]
     fn next_flow() -> Option<u32> {
-        let generated = GENERATED.get_ptr_mut(0)?;
+        let order = ORDER.get_ptr_mut(0)?;
         // SAFETY: a test run uses one CPU, and the map belongs to this program.
-        let number = unsafe { generated.replace((*generated).wrapping_add(1)) };
-        Some(number.wrapping_mul(0x9e37_79b1) & (load(&FLOWS) - 1))
+        let order = unsafe { &mut *order };
+        if order.generated & load(&LAST_FLOW) == 0 {
+            order.stride = (order.stride | 1).wrapping_mul(0x9e37_79b5);
+        }
+        let flow = order.generated.wrapping_mul(order.stride) & load(&LAST_FLOW);
+        order.generated = order.generated.wrapping_add(1);
+        Some(flow)
+    }
+
+    /// Calls the helper in any case, because a program is charged with what its packets cost more than others.
+    #[inline(always)]
+    fn restore_start(context: &XdpContext) -> bool {
+        if load(&GROWS) == 0 {
+            return true;
+        }
+        let grown = (context.data_end() - context.data()) as i32 - FRAME as i32;
+        // SAFETY: the context is the program's own, and pointers into the packet are made after this.
+        unsafe { bpf_xdp_adjust_head(context.ctx, grown) == 0 }
     }
 
     /// Writes whole words, so that the program's narrower loads of them are served by the store buffer as fast as by
@@ -84,11 +115,17 @@ mod kernel {
         if context.data() + FRAME > context.data_end() {
             return false;
         }
+        let client = flow >> PORT_BITS;
+        let port = flow & ((1 << PORT_BITS) - 1) | flow >> (PORT_BITS + CLIENT_BITS) << PORT_BITS;
+        // The product of a number that is spread over 32 bits and of theirs is spread over them, above 32 bits.
+        let spread = u64::from(flow.wrapping_mul(0x85eb_ca6b)) * u64::from(load(&SERVERS));
+        let server = (spread >> u32::BITS) as u32;
         for (index, word) in TEMPLATE.iter().enumerate() {
-            let client =
-                place(load(&ADDRESS_AT), index, flow / PORTS) | place(load(&PORT_AT), index, flow % PORTS);
+            let ends = place(load(&CLIENT_AT), index, client)
+                | place(load(&PORT_AT), index, port)
+                | place(load(&SERVER_AT), index, server);
             // SAFETY: within the packet, as compared above; a test run aligns it to a page and its headroom.
-            unsafe { start.add(index).write(load(word) ^ client) }
+            unsafe { start.add(index).write(load(word) ^ ends) }
         }
         true
     }

@@ -1,30 +1,23 @@
 //! The paths that are measured: a packet, where in it the client is, and what has to come out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
-use foobar_lb::bpf::Bpf;
-use foobar_lb_ebpf::reason::Reason;
 
 use crate::{
-    generator::{Frame, Template},
-    place::{
-        BACKENDS, CLIENT_V4, CLIENT_V6, NEIGHBOUR_MAC, OWN_MAC, STRANGER_V4, VIP_V4, VIP_V6, backends_of,
-    },
+    address::Family,
+    frame::{Packet, arriving, in_gue, in_ip, sent},
+    generator::Template,
+    setup::{Mode, Setup},
 };
 
 /// Verdicts as the kernel writes them (linux/bpf.h, `enum xdp_action`).
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
-const HOPS: u8 = 64;
-
 /// What a packet is to the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing: a program that does no work sends it back.
-    Bare,
     /// From a client to a service.
     Forward,
     /// From a backend to a client.
@@ -33,122 +26,122 @@ pub enum Kind {
     Pass,
 }
 
-impl Kind {
-    /// How many packets of the kind the program has counted.
-    pub fn counted(self, bpf: &Bpf) -> Result<u64> {
-        let traffic = || (0..BACKENDS).map(|id| bpf.traffic(id));
-        match self {
-            Self::Bare => Ok(0),
-            Self::Forward => traffic().map(|traffic| Ok(traffic?.forward.packets)).sum(),
-            Self::Reply => traffic().map(|traffic| Ok(traffic?.reply.packets)).sum(),
-            Self::Pass => {
-                let reasons = bpf.reasons()?;
-                Ok(reasons
-                    .iter()
-                    .find(|(reason, _)| *reason == Reason::NotForService)
-                    .map_or(0, |(_, count)| count.packets))
+/// A way through a program.
+pub struct Path {
+    /// Its packets.
+    pub template: Template,
+    verdict: u32,
+    /// What the first of them may become, if the balancer has chosen this port.
+    expected: Box<dyn Fn(u16) -> Vec<Vec<u8>>>,
+    /// Where in it that port is.
+    chosen_at: Option<usize>,
+}
+
+impl Path {
+    /// The one that all balancers of a setup have for packets of this kind.
+    pub fn of(setup: Setup, kind: Kind, packet: Packet) -> Self {
+        match kind {
+            Kind::Forward => forward(setup, packet),
+            Kind::Reply => reply(setup, packet),
+            Kind::Pass => {
+                let to = setup.family.stranger();
+                Self { verdict: XDP_PASS, ..Self::back(setup.family.client(), to, packet) }
             }
         }
     }
 
-    fn verdict(self) -> u32 {
-        match self {
-            Self::Bare | Self::Forward | Self::Reply => XDP_TX,
-            Self::Pass => XDP_PASS,
-        }
+    /// The one through a program that leaves a packet as it is and sends it back.
+    pub fn unchanged(family: Family) -> Self {
+        Self::back(family.client(), family.vip(0), Packet::Ack)
     }
-}
 
-/// A path through the program.
-pub struct Path {
-    /// For people.
-    pub name: &'static str,
-    /// What its packets are.
-    pub kind: Kind,
-    /// Its packets.
-    pub template: Template,
-    /// What that packet may become.
-    expected: Vec<Frame>,
-}
+    fn back(from: SocketAddr, to: SocketAddr, packet: Packet) -> Self {
+        let template = template(from, to, packet);
+        let expected = Box::new(move |_| vec![template.frame.to_vec()]);
+        Self { template, verdict: XDP_TX, expected, chosen_at: None }
+    }
 
-impl Path {
-    /// Compares what came out with what has to.
-    pub fn check(&self, verdict: u32, frame: &Frame) -> Result<()> {
-        let Self { name, kind, expected, .. } = self;
-        ensure!(verdict == kind.verdict(), "{name}: the verdict is {verdict}, not {}", kind.verdict());
+    /// Compares what became of the first packet with what has to.
+    pub fn check(&self, verdict: u32, frame: &[u8]) -> Result<()> {
+        ensure!(verdict == self.verdict, "the verdict is {verdict}, not {}", self.verdict);
+        let chosen = self.chosen_at.and_then(|at| frame.get(at..at + 2)).unwrap_or(&[0; 2]);
+        let expected = (self.expected)(u16::from_be_bytes([chosen[0], chosen[1]]));
         ensure!(
-            expected.contains(frame),
-            "{name}: the packet became {frame:02x?}, not one of {expected:02x?}"
+            expected.iter().any(|expected| expected == frame),
+            "the packet became\n{}, not one of\n{}",
+            hex(frame),
+            expected.iter().map(|expected| hex(expected)).collect::<Vec<_>>().join("\n")
         );
         Ok(())
     }
 }
 
-/// The paths, in the order of the report.
-pub fn all() -> Vec<Path> {
-    vec![
-        untouched("bare XDP_TX", Kind::Bare, CLIENT_V4, VIP_V4),
-        forward("nat forward IPv4, SYN", CLIENT_V4, VIP_V4, Step::syn),
-        forward("nat forward IPv4", CLIENT_V4, VIP_V4, acknowledge),
-        forward("nat forward IPv6, SYN", CLIENT_V6, VIP_V6, Step::syn),
-        forward("nat forward IPv6", CLIENT_V6, VIP_V6, acknowledge),
-        reply("nat reply IPv4", CLIENT_V4, VIP_V4),
-        reply("nat reply IPv6", CLIENT_V6, VIP_V6),
-        untouched("pass IPv4", Kind::Pass, CLIENT_V4, STRANGER_V4),
-    ]
+/// A frame in hexadecimal.
+pub fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn forward(name: &'static str, client: SocketAddr, vip: SocketAddr, flag: fn(Step) -> Step) -> Path {
-    let expected = backends_of(vip).map(|backend| sent(client, backend, flag)).collect();
-    let template = template(client, vip, flag);
-    Path { name, kind: Kind::Forward, template, expected }
+fn forward(setup: Setup, packet: Packet) -> Path {
+    let Setup { mode, family, services, backends, .. } = setup;
+    let (client, vip) = (family.client(), family.vip(0));
+    let places = Places::of(family);
+    let template = Template {
+        server_at: places.destination,
+        servers: services.into(),
+        grows: matches!(mode, Mode::Ipip | Mode::Gue),
+        ..template(client, vip, packet)
+    };
+    let to = move |number| SocketAddr::new(family.backend(number), mode.backend_port());
+    let become_of = move |backend: SocketAddr, port: u16| match mode {
+        Mode::Nat => vec![sent(client, backend, packet)],
+        Mode::Dsr => vec![sent(client, vip, packet)],
+        Mode::Ipip => vec![in_ip(&sent(client, vip, packet), family.own(), backend.ip())],
+        Mode::Gue => vec![in_gue(&sent(client, vip, packet), family.own(), backend.ip(), port)],
+        Mode::Snat => {
+            family.snat_sources().map(|source| sent(SocketAddr::new(source, port), backend, packet)).collect()
+        }
+    };
+    let chosen_at = match mode {
+        Mode::Nat | Mode::Dsr | Mode::Ipip => None,
+        // In the outer headers there, in the only ones here.
+        Mode::Gue | Mode::Snat => Some(places.port as usize),
+    };
+    let expected = move |port| (0..backends).map(to).flat_map(|backend| become_of(backend, port)).collect();
+    Path { template, verdict: XDP_TX, expected: Box::new(expected), chosen_at }
 }
 
-fn reply(name: &'static str, client: SocketAddr, vip: SocketAddr) -> Path {
-    let backend = backends_of(vip).next().expect("every service has backends");
-    let mut template = template(backend, client, acknowledge);
-    // The destination's address stands right behind the source's, and so does its port.
-    template.address_at += if vip.is_ipv4() { 4 } else { 16 };
-    template.port_at += 2;
-    Path { name, kind: Kind::Reply, template, expected: vec![sent(vip, client, acknowledge)] }
-}
-
-fn untouched(name: &'static str, kind: Kind, client: SocketAddr, destination: SocketAddr) -> Path {
-    let template = template(client, destination, acknowledge);
-    Path { name, kind, template, expected: vec![template.frame] }
+fn reply(setup: Setup, packet: Packet) -> Path {
+    let Setup { mode, family, .. } = setup;
+    let (client, vip) = (family.client(), family.vip(0));
+    let backend = SocketAddr::new(family.backend(0), mode.backend_port());
+    let places = Places::of(family);
+    let template = Template {
+        client_at: places.destination,
+        port_at: places.port + 2,
+        ..template(backend, client, packet)
+    };
+    let expected = Box::new(move |_| vec![sent(vip, client, packet)]);
+    Path { template, verdict: XDP_TX, expected, chosen_at: None }
 }
 
 /// Its flows differ in who sends.
-fn template(from: SocketAddr, to: SocketAddr, flag: fn(Step) -> Step) -> Template {
-    let (address_at, port_at) = if from.is_ipv4() { (28, 34) } else { (36, 54) };
-    Template { frame: arriving(from, to, flag), address_at, port_at }
+fn template(from: SocketAddr, to: SocketAddr, packet: Packet) -> Template {
+    let places = Places::of(Family::of(from.ip()));
+    Template::new(arriving(from, to, packet), places.source, places.port)
 }
 
-type Step = PacketBuilderStep<TcpHeader>;
-
-fn acknowledge(step: Step) -> Step {
-    step.ack(1)
+/// Where in a frame the last two bytes of addresses begin, and the source port.
+struct Places {
+    source: u32,
+    destination: u32,
+    port: u32,
 }
 
-fn arriving(from: SocketAddr, to: SocketAddr, flag: fn(Step) -> Step) -> Frame {
-    build([NEIGHBOUR_MAC, OWN_MAC], from, to, HOPS, flag)
-}
-
-fn sent(from: SocketAddr, to: SocketAddr, flag: fn(Step) -> Step) -> Frame {
-    build([OWN_MAC, NEIGHBOUR_MAC], from, to, HOPS - 1, flag)
-}
-
-/// A frame with right checksums, by another implementation than the one that is measured.
-fn build(macs: [[u8; 6]; 2], from: SocketAddr, to: SocketAddr, hops: u8, flag: fn(Step) -> Step) -> Frame {
-    let ethernet = PacketBuilder::ethernet2(macs[0], macs[1]);
-    let ip = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), hops),
-        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), hops),
-        _ => unreachable!("both ends of a flow are of one family"),
-    };
-    let tcp = flag(ip.tcp(from.port(), to.port(), 1, 1024));
-    let payload = vec![0; size_of::<Frame>() - tcp.size(0)];
-    let mut frame = Vec::new();
-    tcp.write(&mut frame, &payload).expect("a vector can be written to");
-    frame.try_into().expect("the payload fills the frame")
+impl Places {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { source: 28, destination: 32, port: 34 },
+            Family::V6 => Self { source: 36, destination: 52, port: 54 },
+        }
+    }
 }

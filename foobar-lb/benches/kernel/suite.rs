@@ -1,0 +1,203 @@
+//! What is measured: suites of subjects, whose rounds take turns so that they can be compared.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    address::Family,
+    frame::Packet,
+    generator::ENDLESS,
+    path::{Kind, Path},
+    setup::{Mode, Setup, Slots},
+};
+
+/// How many flows the packets belong to: what is in the caches with one may not be with more.
+const FEW_COUNTS: [u64; 3] = [1, 1 << 14, MOST];
+const ALL_COUNTS: [u64; 5] = [1, 1 << 10, 1 << 14, 1 << 18, MOST];
+pub const MOST: u64 = 1 << 20;
+
+/// Subjects that are compared.
+pub struct Suite {
+    pub name: &'static str,
+    pub cases: Vec<Case>,
+}
+
+/// A subject, and how many flows its packets belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Case {
+    pub subject: Subject,
+    pub flows: u64,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A program that sends every packet back.
+    Transmit,
+    /// The same after it has found out the packet's flow.
+    Parse(Family),
+    /// A balancer, which gets such packets.
+    Balancer(Setup, Kind, Packet),
+}
+
+impl Subject {
+    /// For people and for comparing reports.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Transmit => "XDP_TX".to_owned(),
+            Self::Parse(family) => format!("parse + XDP_TX {family}"),
+            Self::Balancer(setup, Kind::Pass, _) => format!("pass {}", setup.family),
+            Self::Balancer(setup, kind, packet) => {
+                let Setup { mode, family, slots, services, backends, .. } = setup;
+                let direction = if *kind == Kind::Reply { "reply" } else { "forward" };
+                let (mode, slots, packet) = (mode.name(), slots.name(), packet.name());
+                let mut name = format!("{mode} {direction} {family}, {slots}, {packet}");
+                if (*services, *backends) != (1, 4) {
+                    name += &format!(", services: {services}, backends: {}", setup.all_backends());
+                }
+                name
+            }
+        }
+    }
+
+    /// The program that is measured.
+    pub fn program_name(&self) -> &'static str {
+        match self {
+            Self::Transmit => "XDP_TX",
+            Self::Parse(_) => "parse + XDP_TX",
+            Self::Balancer(Setup { slots: Slots::Tracked, .. }, ..) => "foobar-lb with full tracking",
+            Self::Balancer(..) => "foobar-lb",
+        }
+    }
+
+    /// Which IP, where that makes a difference.
+    pub fn family(&self) -> Option<Family> {
+        match self {
+            Self::Transmit => None,
+            Self::Parse(family) | Self::Balancer(Setup { family, .. }, ..) => Some(*family),
+        }
+    }
+
+    /// What its packets are and become.
+    pub fn path(&self) -> Path {
+        match *self {
+            Self::Transmit => Path::unchanged(Family::V4),
+            Self::Parse(family) => Path::unchanged(family),
+            Self::Balancer(setup, kind, packet) => Path::of(setup, kind, packet),
+        }
+    }
+
+    fn settled(mode: Mode, family: Family, kind: Kind, packet: Packet) -> Self {
+        Self::Balancer(Setup::settled(mode, family), kind, packet)
+    }
+
+    fn forward(setup: Setup, packet: Packet) -> Self {
+        Self::Balancer(setup, Kind::Forward, packet)
+    }
+}
+
+/// The suites, with all subjects or those that make up the default, as far as their names have all words of one of the
+/// patterns.
+pub fn select(all: bool, patterns: &[String]) -> Result<Vec<Suite>> {
+    let is_separator = |letter: char| letter == ',' || letter.is_whitespace();
+    let has = |name: &str, pattern: &String| {
+        pattern
+            .split_whitespace()
+            .all(|word| name.split(is_separator).any(|part| part.eq_ignore_ascii_case(word)))
+    };
+    let mut suites = suites(all);
+    for Suite { name, cases } in &mut suites {
+        cases.retain(|case| {
+            let name = format!("{name} {}", case.subject.name());
+            patterns.is_empty() || patterns.iter().any(|pattern| has(&name, pattern))
+        });
+    }
+    suites.retain(|suite| !suite.cases.is_empty());
+    ensure!(!suites.is_empty(), "nothing has all words of {patterns:?} in its name");
+    Ok(suites)
+}
+
+fn suites(all: bool) -> Vec<Suite> {
+    vec![
+        Suite { name: "settled", cases: settled(all) },
+        Suite { name: "moves", cases: moves(all) },
+        Suite { name: "floods", cases: floods(all) },
+        Suite { name: "scale", cases: scale() },
+    ]
+}
+
+/// Every mode in every direction, and what it is compared with.
+fn settled(all: bool) -> Vec<Case> {
+    let mut subjects = vec![Subject::Transmit];
+    for family in Family::ALL {
+        subjects.push(Subject::Parse(family));
+        subjects.push(Subject::settled(Mode::Nat, family, Kind::Pass, Packet::Ack));
+        subjects.push(Subject::settled(Mode::Nat, family, Kind::Reply, Packet::Ack));
+        for mode in Mode::ALL {
+            let wanted = |packet: &Packet| all || *packet == Packet::Ack || mode == Mode::Nat;
+            let packets = Packet::ALL.into_iter().filter(wanted);
+            subjects.extend(packets.map(|packet| Subject::forward(with_mappings(mode, family), packet)));
+        }
+        if all || family == Family::V4 {
+            subjects.push(Subject::forward(tracked(family), Packet::Ack));
+        }
+    }
+    with_flows(&subjects, all)
+}
+
+/// What the past of slots costs.
+fn moves(all: bool) -> Vec<Case> {
+    let mut subjects = vec![];
+    for family in if all { &Family::ALL[..] } else { &[Family::V4] } {
+        for mode in if all { &Mode::ALL[..] } else { &[Mode::Nat] } {
+            for slots in [Slots::Moving, Slots::Traces] {
+                let setup = Setup { slots, flows: MOST as u32, ..Setup::settled(*mode, *family) };
+                subjects.extend(Packet::ALL.map(|packet| Subject::forward(setup, packet)));
+            }
+        }
+    }
+    with_flows(&subjects, all)
+}
+
+/// Packets that are all of flows never seen before.
+fn floods(all: bool) -> Vec<Case> {
+    let mut cases = vec![];
+    for family in if all { &Family::ALL[..] } else { &[Family::V4] } {
+        let settled = Setup::settled(Mode::Nat, *family);
+        let moving = Setup { slots: Slots::Moving, flows: 1 << 17, ..settled };
+        for setup in [settled, moving, tracked(*family)] {
+            for packet in Packet::ALL {
+                let subject = Subject::forward(setup, packet);
+                cases.extend([1, ENDLESS].map(|flows| Case { subject, flows }));
+            }
+        }
+    }
+    cases
+}
+
+/// Many services and many backends.
+fn scale() -> Vec<Case> {
+    let sizes = [(1, 4), (100, 4), (10_000, 4), (1, 1_000), (1, 60_000), (10_000, 6)];
+    let setup = Setup::settled(Mode::Nat, Family::V4);
+    let cases = sizes.into_iter().map(|(services, backends)| {
+        let subject = Subject::forward(Setup { services, backends, ..setup }, Packet::Ack);
+        Case { subject, flows: MOST }
+    });
+    cases.collect()
+}
+
+/// The same with full tracking, and room for all flows.
+fn tracked(family: Family) -> Setup {
+    Setup { slots: Slots::Tracked, flows: MOST as u32, ..Setup::settled(Mode::Nat, family) }
+}
+
+/// Mode `snat` keeps a mapping of every flow.
+fn with_mappings(mode: Mode, family: Family) -> Setup {
+    let setup = Setup::settled(mode, family);
+    if mode == Mode::Snat { Setup { flows: MOST as u32, ..setup } } else { setup }
+}
+
+fn with_flows(subjects: &[Subject], all: bool) -> Vec<Case> {
+    let counts = if all { &ALL_COUNTS[..] } else { &FEW_COUNTS };
+    let cases = subjects.iter().flat_map(|subject| counts.iter().map(|flows| (*subject, *flows)));
+    cases.map(|(subject, flows)| Case { subject, flows }).collect()
+}
