@@ -136,8 +136,8 @@ impl Parsed {
             return Err(Reason::NotForService);
         }
         if !self.ip.first {
-            // No header behind it is read, so nothing else tells whether its own ends within the frame.
-            let is_whole = u64::from(self.ip.next) <= packet.frame().len();
+            // No header behind it is read, so nothing else tells whether its own ends within the packet and the frame.
+            let is_whole = u64::from(self.ip.next) <= packet.frame().len().min(self.end().into());
             return if is_whole { Ok(()) } else { Err(Reason::Malformed) };
         }
         match self.ip.protocol {

@@ -115,6 +115,20 @@ fn a_fragment_that_is_cut_short_within_its_header_is_none() {
     assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed));
 }
 
+/// The same of IPv6, whose extension headers are a part of what the length counts.
+#[test]
+fn a_fragment_that_ends_before_its_fragment_header_is_none() {
+    const PAYLOAD_LENGTH: usize = ETHERNET + 4;
+    let request = Datagram { id: 77, may_fragment: true, ..Datagram::request(Family::V6, Transport::Udp) };
+    let [first, mut later] = [0..8, 8..16].map(|part| request.carrying(request.part(part)));
+    later[PAYLOAD_LENGTH..][..2].fill(0);
+    let mut stage = Stage::new(Way::Nat, nat64::mixed(Story::settled()).image());
+    let [first, later] = [first, later].map(|frame| Arrival { ingress: CLIENT_SIDE.index, frame });
+    assert!(!stage.check(&first).carried.is_empty());
+    let outcome = stage.check(&later);
+    assert!(outcome.verdict == Verdict::Pass && outcome.is(Reason::Malformed));
+}
+
 /// The host's data path kept to the ports of the first.
 #[test]
 fn the_fragments_of_a_datagram_are_those_of_the_last_with_its_id() {
