@@ -1,6 +1,6 @@
 //! Builds the XDP programs that foobar-lb carries, `$OUT_DIR/foobar-lb-xdp` for the balancer and `foobar-lb-decap` for
-//! backends, and those that benches and tests need beside them: `foobar-lb-full-tracking` and `foobar-lb-baseline`, to
-//! compare with, and `foobar-lb-generator`, to run before it.
+//! backends, and those that benches and tests need beside them: `foobar-lb-full-tracking`, `foobar-lb-baseline` and
+//! `foobar-lb-router`, to compare with, and `foobar-lb-generator`, to run before it.
 
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
@@ -10,11 +10,12 @@ use std::{env, fs};
 
 use toolchain::Toolchain;
 
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "foobar-lb-xdp",
     "foobar-lb-decap",
     "foobar-lb-full-tracking",
     "foobar-lb-baseline",
+    "foobar-lb-router",
     "foobar-lb-generator",
 ];
 

@@ -23,6 +23,7 @@ pub struct Balancer {
     namespace: Namespace,
     config: PathBuf,
     socket: PathBuf,
+    is_quiet: bool,
 }
 
 impl Balancer {
@@ -49,6 +50,7 @@ impl Balancer {
             namespace: namespace.clone(),
             config: files.config.clone(),
             socket: files.socket.clone(),
+            is_quiet: false,
         };
         let ready = wait_for(EVENTUALLY, "the balancer's answer", || {
             let ended = process.has_ended().unwrap_or(true);
@@ -57,6 +59,12 @@ impl Balancer {
         });
         ensure!(ready.unwrap_or(false), "foobar-lb did not come up; it printed:\n{}", process.output()?);
         Ok(balancer(process))
+    }
+
+    /// Dropping it will not show what it has printed.
+    pub fn quiet(mut self) -> Self {
+        self.is_quiet = true;
+        self
     }
 
     /// What `foobar-lb status --json` says.
@@ -152,8 +160,10 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        // The test harness shows this if the test fails.
-        println!("foobar-lb printed:\n{}", self.process.output().unwrap_or_default());
+        if !self.is_quiet {
+            // The test harness shows this if the test fails.
+            println!("foobar-lb printed:\n{}", self.process.output().unwrap_or_default());
+        }
     }
 }
 

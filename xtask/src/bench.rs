@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: builds a bench, and runs it as root in a sandbox. What it measures and how is its own.
 
 use std::path::{Path, PathBuf, absolute};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::build;
 use crate::cargo;
 use crate::sandbox::{self, Network};
 
@@ -28,6 +29,26 @@ pub enum Subject {
         #[arg(long, default_value_t = 9)]
         rounds: u32,
         /// Writes the results to this file too, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// What clients and servers get through foobar-lb, and through others, on this machine.
+    ///
+    /// Ratios are of rounds in which each had its turn. No figure makes it fail, but a contender that does not work does.
+    Traffic {
+        /// Rounds at most; there are fewer if that resolves all ratios of the targets.
+        #[arg(long, default_value_t = 30)]
+        rounds: u32,
+        /// No round begins after so many minutes.
+        #[arg(long, default_value_t = 5)]
+        minutes: u64,
+        /// How long each contender bears a load in a round.
+        #[arg(long, default_value_t = 1)]
+        seconds: u64,
+        /// Only contenders with this in their names; may be given several times.
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Writes the results, every turn of them, to this file too, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -57,13 +78,37 @@ pub fn bench(subject: &Subject) -> Result<ExitCode> {
         Subject::Consistency { seed, json } => {
             run_bench("consistency", &["--seed".to_owned(), seed.to_string()], json.as_deref())
         }
+        Subject::Traffic { rounds, minutes, seconds, only, json } => {
+            let mut arguments = vec![
+                format!("--rounds={rounds}"),
+                format!("--minutes={minutes}"),
+                format!("--seconds={seconds}"),
+            ];
+            arguments.extend(only.iter().map(|name| format!("--only={name}")));
+            bench_traffic(&arguments, json.as_deref())
+        }
     }
+}
+
+/// Beside the bench there is the daemon, and what is loaded into the kernel to compare it with.
+fn bench_traffic(arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
+    let programs = build::release()?;
+    let built = cargo::build(&["bench", "--package", "lab", "--bench", "traffic", "--no-run"])?;
+    let mut command = sandbox::command(built.executable("traffic")?, Network::Private)?;
+    command.args(arguments);
+    command.env("FOOBAR_LB_BIN", programs.executable("foobar-lb")?);
+    command.env("FOOBAR_LB_ROUTER", programs.out_dir("foobar-lb")?.join("foobar-lb-router"));
+    finish(command, json)
 }
 
 fn run_bench(target: &str, arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
     let built = cargo::build(&["bench", "--package", "foobar-lb", "--bench", target, "--no-run"])?;
     let mut command = sandbox::command(built.executable(target)?, Network::Private)?;
     command.args(arguments);
+    finish(command, json)
+}
+
+fn finish(mut command: Command, json: Option<&Path>) -> Result<ExitCode> {
     if let Some(path) = json {
         command.arg("--json").arg(absolute(path)?);
     }

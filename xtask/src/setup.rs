@@ -14,13 +14,16 @@ use anyhow::{Context, Result, bail};
 
 /// A program that must be there, and Debian's package that brings it.
 struct Tool {
+    /// Its name, or the whole path of a file that another program loads.
     program: &'static str,
     package: &'static str,
 }
 
 const TOOLS: &[Tool] = &[
+    Tool { program: "/usr/lib/nginx/modules/ngx_stream_module.so", package: "libnginx-mod-stream" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
+    Tool { program: "haproxy", package: "haproxy" },
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "keepalived", package: "keepalived" },
     Tool { program: "mysqld", package: "default-mysql-server" },
@@ -31,6 +34,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tracepath", package: "iputils-tracepath" },
     Tool { program: "traceroute", package: "traceroute" },
     Tool { program: "tshark", package: "tshark" },
+    Tool { program: "wrk", package: "wrk" },
 ];
 
 /// Where programs for root are, which the path of a user often leaves out.

@@ -11,6 +11,7 @@ mod contest;
 mod frame;
 #[path = "../support/generator.rs"]
 mod generator;
+#[path = "../support/machine.rs"]
 mod machine;
 mod path;
 mod place;

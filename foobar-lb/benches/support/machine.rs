@@ -1,4 +1,4 @@
-//! What was measured on.
+//! What was measured on, of all benches.
 
 use std::{fmt, fs, process::Command};
 

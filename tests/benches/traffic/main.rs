@@ -1,0 +1,117 @@
+//! `cargo xtask bench traffic`: what real clients and servers get through the balancer, beside other ways to the same
+//! servers, in networks of namespaces on one machine.
+//!
+//! Every contender has a network of its own, and all of them stand from the beginning to the end. A round gives each a
+//! turn of each load, in a random order, so that a change in the machine's speed meets all alike; ratios are of turns of
+//! the same round. A contender is timed only after both servers were found to answer through it, and after every turn the
+//! kernel's counters have to tell that packets took its way. No figure makes the bench fail.
+
+mod contender;
+mod counters;
+mod load;
+#[path = "../../../foobar-lb/benches/support/machine.rs"]
+mod machine;
+mod peer;
+mod report;
+mod router;
+mod statistics;
+#[path = "../../support/mod.rs"]
+#[expect(dead_code, reason = "the stories of the traffic tests need more of it")]
+mod support;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use nix::unistd::geteuid;
+use rand::seq::SliceRandom;
+
+use contender::{Contender, Stand};
+use load::Load;
+use report::{Report, Turn};
+
+/// Ratios of fewer rounds have no interval of 95 %.
+const LEAST_ROUNDS: u32 = 6;
+
+/// Measures what gets through foobar-lb and through others, side by side.
+#[derive(Parser)]
+struct Arguments {
+    /// Rounds at most; there are fewer if that resolves all ratios of the targets.
+    #[arg(long, default_value_t = 30)]
+    rounds: u32,
+    /// No round begins after so many minutes.
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// How long a turn is.
+    #[arg(long, default_value_t = 1)]
+    seconds: u64,
+    /// Only contenders with this in their names; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Writes the results, every turn of them, to this file too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Cargo says so to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench traffic: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(geteuid().is_root(), "only root may make network namespaces: use `cargo xtask bench traffic`");
+    let start = Instant::now();
+    let stands = stand_up(&arguments.only)?;
+    let mut report = Report::new(arguments.seconds)?;
+    let limit = Duration::from_secs(60 * arguments.minutes);
+    for round in 1..=arguments.rounds {
+        eprintln!("round {round}, after {} s", start.elapsed().as_secs());
+        play(round, &stands, &mut report)?;
+        let is_resolved = round >= LEAST_ROUNDS && report.is_resolved();
+        if is_resolved || start.elapsed() > limit {
+            break;
+        }
+    }
+    println!("{report}");
+    arguments.json.as_deref().map_or(Ok(()), |file| report.write(file))
+}
+
+/// The contenders that are asked for, each found to work.
+fn stand_up(only: &[String]) -> Result<Vec<Stand>> {
+    let is_wanted = |contender: &Contender| {
+        only.is_empty() || only.iter().any(|part| contender.name().contains(part.as_str()))
+    };
+    let wanted: Vec<_> = Contender::all().into_iter().filter(is_wanted).collect();
+    ensure!(!wanted.is_empty(), "no contender has one of {only:?} in its name");
+    let stand_up = |(number, contender): (usize, Contender)| {
+        let stand = Stand::new(&format!("bench-{number}"), contender);
+        stand.and_then(|stand| stand.check().map(|()| stand)).with_context(|| contender.name())
+    };
+    wanted.into_iter().enumerate().map(stand_up).collect()
+}
+
+/// A turn of every contender under every load. Those of one load follow each other, since they are compared.
+fn play(round: u32, stands: &[Stand], report: &mut Report) -> Result<()> {
+    let mut order: Vec<_> = stands.iter().collect();
+    for load in Load::ALL {
+        order.shuffle(&mut rand::rng());
+        for stand in &order {
+            let contender = stand.contender;
+            let sample =
+                stand.bear(load, report.seconds).with_context(|| format!("{}, {load}", contender.name()))?;
+            report.turns.push(Turn { round, contender, load, sample });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! What was measured: tables for people, every turn as JSON, and what it was measured on.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use serde_json::{Value, json};
+
+use super::contender::Contender;
+use super::load::{Load, Sample};
+use super::machine::Machine;
+use super::statistics::{Ratio, median};
+use super::target::{SUBJECT, TARGETS, Target};
+
+/// What a contender did under a load in a round.
+pub struct Turn {
+    pub round: u32,
+    pub contender: Contender,
+    pub load: Load,
+    pub sample: Sample,
+}
+
+/// All turns.
+pub struct Report {
+    /// How long a turn is.
+    pub seconds: u64,
+    pub turns: Vec<Turn>,
+    machine: Machine,
+}
+
+impl Report {
+    /// Nothing measured yet.
+    pub fn new(seconds: u64) -> Result<Self> {
+        Ok(Self { seconds, turns: Vec::new(), machine: Machine::find()? })
+    }
+
+    /// Whether more rounds would tell nothing new of the targets.
+    pub fn is_resolved(&self) -> bool {
+        let ratios = TARGETS.iter().filter_map(|target| self.ratio(target.load, SUBJECT, target.other));
+        ratios.into_iter().all(|ratio| ratio.is_resolved())
+    }
+
+    /// Writes all of it as JSON.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let Machine { cpu, kernel, commit } = &self.machine;
+        let value = json!({
+            "bench": "traffic",
+            "commit": commit,
+            "machine": { "cpu": cpu, "kernel": kernel },
+            "seconds": self.seconds,
+            "turns": self.turns.iter().map(Turn::to_json).collect::<Vec<_>>(),
+            "targets": self.targets(),
+        });
+        fs::write(file, format!("{value:#}\n")).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    fn targets(&self) -> Vec<Value> {
+        let to_json = |target: &Target| {
+            let Target { load, other, least } = *target;
+            let ratio = self.ratio(load, SUBJECT, other);
+            json!({
+                "contender": SUBJECT.name(),
+                "other": other.name(),
+                "load": load.key(),
+                "least": least,
+                "ratio": ratio.map(|ratio| ratio.median),
+                "interval": ratio.and_then(|ratio| ratio.interval),
+                "verdict": target.verdict(ratio),
+            })
+        };
+        TARGETS.iter().map(to_json).collect()
+    }
+
+    /// What one contender does for what another does in the same round.
+    fn ratio(&self, load: Load, one: Contender, other: Contender) -> Option<Ratio> {
+        let pairs: Vec<_> = self
+            .samples(load, one)
+            .zip(self.samples(load, other))
+            .map(|(one, other)| (one.rate(), other.rate()))
+            .collect();
+        Ratio::of_pairs(&pairs)
+    }
+
+    /// Round by round.
+    fn samples(&self, load: Load, contender: Contender) -> impl Iterator<Item = &Sample> {
+        let turns = self.turns.iter().filter(move |turn| turn.load == load && turn.contender == contender);
+        turns.map(|turn| &turn.sample)
+    }
+
+    fn median(&self, load: Load, contender: Contender, figure: impl Fn(&Sample) -> f64) -> f64 {
+        median(&self.samples(load, contender).map(figure).collect::<Vec<_>>())
+    }
+
+    fn table(&self, load: Load) -> Table {
+        let per = match load {
+            Load::KeepAlive => "CPU s / M requests",
+            Load::NewConnections => "CPU s / M conns",
+            Load::Downloads => "CPU s / GB",
+        };
+        let rate = if load == Load::Downloads { "MB/s" } else { "per second" };
+        let (router, haproxy) = (Contender::XdpRouter, Contender::Haproxy);
+        let mut table =
+            table(&[&load.to_string(), rate, "p50 ms", "p99 ms", per, "x XDP router", "x HAProxy"]);
+        for contender in Contender::all() {
+            if self.samples(load, contender).next().is_none() {
+                continue;
+            }
+            let figure = |figure: fn(&Sample) -> f64| self.median(load, contender, figure);
+            let (rate, cost) = match load {
+                Load::Downloads => (
+                    figure(|sample| sample.bytes as f64 / sample.seconds / 1e6),
+                    figure(|sample| sample.cpu_seconds / sample.bytes as f64 * 1e9),
+                ),
+                _ => (figure(Sample::rate), figure(|sample| sample.cost() * 1e6)),
+            };
+            table.add_row([
+                contender.name().to_owned(),
+                format!("{rate:.0}"),
+                format!("{:.2}", figure(|sample| sample.p50 / 1e3)),
+                format!("{:.2}", figure(|sample| sample.p99 / 1e3)),
+                format!("{cost:.2}"),
+                show(self.ratio(load, contender, router)),
+                show(self.ratio(load, contender, haproxy)),
+            ]);
+        }
+        table
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounds = self.turns.last().map_or(0, |turn| turn.round);
+        writeln!(f, "{}", self.machine)?;
+        writeln!(
+            f,
+            "{rounds} rounds, turns of {} s; medians, and ratios of the same round with their interval of 95 %",
+            self.seconds
+        )?;
+        for load in Load::ALL {
+            writeln!(f, "\n{}", self.table(load))?;
+        }
+        let mut table = table(&["target", "at least", "ratio", "verdict"]);
+        for target in TARGETS {
+            let ratio = self.ratio(target.load, SUBJECT, target.other);
+            table.add_row([
+                format!("{} of {}, {}", SUBJECT.name(), target.other.name(), target.load),
+                format!("{}", target.least),
+                show(ratio),
+                target.verdict(ratio).to_owned(),
+            ]);
+        }
+        write!(f, "\n{table}")
+    }
+}
+
+impl Turn {
+    fn to_json(&self) -> Value {
+        let Sample { operations, seconds, bytes, p50, p99, cpu_seconds } = self.sample;
+        json!({
+            "round": self.round,
+            "contender": self.contender.name(),
+            "load": self.load.key(),
+            "operations": operations,
+            "seconds": seconds,
+            "bytes": bytes,
+            "p50_microseconds": p50,
+            "p99_microseconds": p99,
+            "cpu_seconds": cpu_seconds,
+        })
+    }
+}
+
+/// One whose columns of numbers are aligned.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn show(ratio: Option<Ratio>) -> String {
+    match ratio {
+        None => "-".to_owned(),
+        Some(Ratio { median, interval: None }) => format!("{median:.2}"),
+        Some(Ratio { median, interval: Some((low, high)) }) => format!("{median:.2} [{low:.2}, {high:.2}]"),
+    }
+}

@@ -1,0 +1,40 @@
+//! What is promised of foobar-lb beside others, and whether it was kept.
+
+use super::contender::Contender;
+use super::load::Load;
+use super::statistics::Ratio;
+use super::support::site::Mode;
+
+/// Mode `nat` under this load does at least so many times what another contender does.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    pub load: Load,
+    pub other: Contender,
+    pub least: f64,
+}
+
+/// Whom targets are about.
+pub const SUBJECT: Contender = Contender::FoobarLb(Mode::Nat);
+
+pub const TARGETS: [Target; 6] = [
+    Target { load: Load::KeepAlive, other: Contender::XdpRouter, least: 0.9 },
+    Target { load: Load::NewConnections, other: Contender::XdpRouter, least: 0.9 },
+    Target { load: Load::Downloads, other: Contender::XdpRouter, least: 0.9 },
+    Target { load: Load::KeepAlive, other: Contender::Haproxy, least: 1.2 },
+    Target { load: Load::NewConnections, other: Contender::Haproxy, least: 1.6 },
+    Target { load: Load::Downloads, other: Contender::Haproxy, least: 1.4 },
+];
+
+impl Target {
+    /// Met, not met, or not to be told from so many rounds: that a ratio is resolved, or that its whole interval is on one
+    /// side of the target, makes it certain.
+    pub fn verdict(&self, ratio: Option<Ratio>) -> &'static str {
+        let Some(Ratio { median, interval: Some((low, high)) }) = ratio else { return "not resolved" };
+        let is_resolved = ratio.is_some_and(|ratio| ratio.is_resolved());
+        match () {
+            () if low >= self.least || is_resolved && median >= self.least => "met",
+            () if high < self.least || is_resolved => "not met",
+            () => "not resolved",
+        }
+    }
+}
