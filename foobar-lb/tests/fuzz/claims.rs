@@ -244,6 +244,9 @@ impl Datagrams {
         let Some(part) = seen.part.filter(|_| matches!(seen.protocol, IpNumber::TCP | IpNumber::UDP)) else {
             return Ok(());
         };
+        if !seen.is_within_reach() {
+            return Ok(());
+        }
         let datagram = (seen.source, seen.destination, seen.protocol.0, part.id);
         let carried = outcome.carried.first();
         if part.is_first {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use etherparse::{IpNumber, Ipv6ExtensionSlice, Ipv6FragmentHeader, LaxIpSlice, checksum::Sum16BitWords};
+use foobar_lb_ebpf::{flow::MOST_EXTENSIONS, packet::FARTHEST};
 
 use crate::packet::{
     frame::{ETHERNET, ether_type, family_of},
@@ -27,6 +28,8 @@ pub struct Seen {
     pub part: Option<Part>,
     /// It ends where its header says.
     pub is_complete: bool,
+    /// How many extension headers it has.
+    extensions: usize,
 }
 
 /// What a fragment says of itself.
@@ -62,11 +65,17 @@ impl Seen {
             protocol: payload.ip_number,
             part: part(&ip),
             is_complete: !payload.incomplete,
+            extensions: extensions(&ip).count(),
         })
     }
 
     pub fn family(&self) -> Family {
         family_of(self.source)
+    }
+
+    /// Whether the data path reads as far as to what it carries.
+    pub fn is_within_reach(&self) -> bool {
+        self.next <= FARTHEST as usize && self.extensions <= MOST_EXTENSIONS as usize
     }
 
     /// Whether it carries the beginning of a header.
@@ -117,11 +126,14 @@ fn part(ip: &LaxIpSlice<'_>) -> Option<Part> {
 }
 
 fn fragment_headers(ip: &LaxIpSlice<'_>) -> impl Iterator<Item = Ipv6FragmentHeader> {
-    let extensions = ip.ipv6().map(|ip| ip.extensions().clone());
-    extensions.into_iter().flatten().filter_map(|extension| match extension {
+    extensions(ip).filter_map(|extension| match extension {
         Ipv6ExtensionSlice::Fragment(fragment) => Some(fragment.to_header()),
         _ => None,
     })
+}
+
+fn extensions<'p>(ip: &'p LaxIpSlice<'p>) -> impl Iterator<Item = Ipv6ExtensionSlice<'p>> {
+    ip.ipv6().map(|ip| ip.extensions().clone()).into_iter().flatten()
 }
 
 /// Names of the checksums of a frame that are right; those that cannot be computed from it are not among them.
