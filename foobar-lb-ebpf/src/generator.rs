@@ -27,6 +27,9 @@ mod kernel {
     /// The program that the packets are for; none: what generating costs by itself.
     #[map]
     static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+    /// What is put in place of numbers made from that of a flow, where these say nothing: the client's, its port, the server's.
+    #[map]
+    static LIST: Array<[u16; 4]> = Array::with_max_entries(1, 0);
     /// Where it is in its order of flows.
     #[map]
     static ORDER: Array<Order> = Array::with_max_entries(1, 0);
@@ -64,20 +67,61 @@ mod kernel {
     #[unsafe(no_mangle)]
     static GROWS: u32 = 0;
 
+    /// Whether flows are those of the list. 1: yes.
+    #[unsafe(no_mangle)]
+    static LISTED: u32 = 0;
+
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-    // The kernel lets it call nothing but what is of its own kind.
+    // The kernel lets each call nothing but what is of its own kind.
+
+    /// For programs that take frames of several buffers.
     #[xdp(frags)]
     pub fn generate(context: XdpContext) -> u32 {
-        let Some(flow) = next_flow() else { return xdp_action::XDP_ABORTED };
-        if !restore_start(&context) || !write_frame(&context, flow) {
+        hand_on(&context)
+    }
+
+    /// For programs that do not.
+    #[xdp]
+    pub fn generate_linear(context: XdpContext) -> u32 {
+        hand_on(&context)
+    }
+
+    #[inline(always)]
+    fn hand_on(context: &XdpContext) -> u32 {
+        let ends = next_flow().and_then(find_ends);
+        let Some(ends) = ends else { return xdp_action::XDP_ABORTED };
+        if !restore_start(context) || !write_frame(context, ends) {
             return xdp_action::XDP_ABORTED;
         }
         // SAFETY: the map holds XDP programs only, and the context is the one this program was given.
-        unsafe { NEXT.tail_call(&context, 0) };
+        unsafe { NEXT.tail_call(context, 0) };
         xdp_action::XDP_PASS
+    }
+
+    /// What a flow's packets differ in from those of flow 0.
+    #[derive(Clone, Copy)]
+    struct Ends {
+        client: u16,
+        port: u16,
+        server: u16,
+    }
+
+    #[inline(always)]
+    fn find_ends(flow: u32) -> Option<Ends> {
+        if load(&LISTED) != 0 {
+            let [client, port, server, _] = *LIST.get(flow)?;
+            return Some(Ends { client, port, server });
+        }
+        // The product of a number that is spread over 32 bits and of theirs is spread over them, above 32 bits.
+        let server = u64::from(flow.wrapping_mul(0x85eb_ca6b)) * u64::from(load(&SERVERS));
+        Some(Ends {
+            client: (flow >> PORT_BITS) as u16,
+            port: (flow & ((1 << PORT_BITS) - 1) | flow >> (PORT_BITS + CLIENT_BITS) << PORT_BITS) as u16,
+            server: (server >> u32::BITS) as u16,
+        })
     }
 
     /// Each flow comes once before any comes twice: to multiply by an odd number permutes them. It is another number each
@@ -110,20 +154,15 @@ mod kernel {
     /// Writes whole words, so that the program's narrower loads of them are served by the store buffer as fast as by
     /// the cache.
     #[inline(always)]
-    fn write_frame(context: &XdpContext, flow: u32) -> bool {
+    fn write_frame(context: &XdpContext, ends: Ends) -> bool {
         let start = context.data() as *mut u64;
         if context.data() + FRAME > context.data_end() {
             return false;
         }
-        let client = flow >> PORT_BITS;
-        let port = flow & ((1 << PORT_BITS) - 1) | flow >> (PORT_BITS + CLIENT_BITS) << PORT_BITS;
-        // The product of a number that is spread over 32 bits and of theirs is spread over them, above 32 bits.
-        let spread = u64::from(flow.wrapping_mul(0x85eb_ca6b)) * u64::from(load(&SERVERS));
-        let server = (spread >> u32::BITS) as u32;
         for (index, word) in TEMPLATE.iter().enumerate() {
-            let ends = place(load(&CLIENT_AT), index, client)
-                | place(load(&PORT_AT), index, port)
-                | place(load(&SERVER_AT), index, server);
+            let ends = place(load(&CLIENT_AT), index, ends.client)
+                | place(load(&PORT_AT), index, ends.port)
+                | place(load(&SERVER_AT), index, ends.server);
             // SAFETY: within the packet, as compared above; a test run aligns it to a page and its headroom.
             unsafe { start.add(index).write(load(word) ^ ends) }
         }
@@ -132,9 +171,9 @@ mod kernel {
 
     /// The bits that put a number at an even offset of the frame, in network order, if that is in this word.
     #[inline(always)]
-    fn place(at: u32, word: usize, number: u32) -> u64 {
+    fn place(at: u32, word: usize, number: u16) -> u64 {
         let (in_word, byte) = (at as usize / WORD, at % WORD as u32);
-        if in_word == word { u64::from((number as u16).to_be()) << (byte * u8::BITS) } else { 0 }
+        if in_word == word { u64::from(number.to_be()) << (byte * u8::BITS) } else { 0 }
     }
 
     /// Reads a global that the loader replaces, so the compiler must not know its value.

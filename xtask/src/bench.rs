@@ -28,6 +28,16 @@ pub enum Subject {
         /// How often each is measured.
         #[arg(long, default_value_t = 9)]
         rounds: u32,
+        /// Measures this XDP program instead of ours, by its id or where it is pinned, in the network namespace of the
+        /// caller. It takes the packets for real ones: it counts and remembers them.
+        #[arg(long, value_name = "ID|PIN", requires = "vip", conflicts_with = "only")]
+        program: Option<String>,
+        /// Where that program's packets are sent to.
+        #[arg(long, value_name = "ADDRESS:PORT[/tcp|udp]", requires = "program")]
+        vip: Option<String>,
+        /// The interface that they come by, to which the program is attached; without one it is the loopback.
+        #[arg(long, value_name = "NAME", requires = "program")]
+        interface: Option<String>,
         /// Writes the results to this file too, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -69,14 +79,19 @@ pub enum Subject {
 /// Runs one bench.
 pub fn bench(subject: &Subject) -> Result<ExitCode> {
     match subject {
-        Subject::Kernel { only, all, rounds, json } => {
-            let mut arguments = vec!["--rounds".to_owned(), rounds.to_string()];
-            arguments.extend(only.iter().flat_map(|words| ["--only".to_owned(), words.clone()]));
+        Subject::Kernel { only, all, rounds, program, vip, interface, json } => {
+            let mut arguments = vec![format!("--rounds={rounds}")];
+            arguments.extend(only.iter().map(|words| format!("--only={words}")));
             arguments.extend(all.then(|| "--all".to_owned()));
-            run_bench("kernel", &arguments, json.as_deref())
+            for (option, value) in [("--program", program), ("--vip", vip), ("--interface", interface)] {
+                arguments.extend(value.iter().map(|value| format!("{option}={value}")));
+            }
+            // Somebody else's program is pinned outside, and has its routes there.
+            let place = if program.is_some() { Place::Outside } else { Place::Sandbox };
+            run_bench("kernel", place, &arguments, json.as_deref())
         }
         Subject::Consistency { seed, json } => {
-            run_bench("consistency", &["--seed".to_owned(), seed.to_string()], json.as_deref())
+            run_bench("consistency", Place::Sandbox, &[format!("--seed={seed}")], json.as_deref())
         }
         Subject::Traffic { rounds, minutes, seconds, only, json } => {
             let mut arguments = vec![
@@ -90,6 +105,15 @@ pub fn bench(subject: &Subject) -> Result<ExitCode> {
     }
 }
 
+/// Where a bench runs, as root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In a sandbox with a network of its own.
+    Sandbox,
+    /// Where the caller is.
+    Outside,
+}
+
 /// Beside the bench there is the daemon, and what is loaded into the kernel to compare it with.
 fn bench_traffic(arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
     let programs = build::release()?;
@@ -101,9 +125,13 @@ fn bench_traffic(arguments: &[String], json: Option<&Path>) -> Result<ExitCode> 
     finish(command, json)
 }
 
-fn run_bench(target: &str, arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
+fn run_bench(target: &str, place: Place, arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
     let built = cargo::build(&["bench", "--package", "foobar-lb", "--bench", target, "--no-run"])?;
-    let mut command = sandbox::command(built.executable(target)?, Network::Private)?;
+    let program = built.executable(target)?;
+    let mut command = match place {
+        Place::Sandbox => sandbox::command(program, Network::Private)?,
+        Place::Outside => sandbox::root_command(program),
+    };
     command.args(arguments);
     finish(command, json)
 }

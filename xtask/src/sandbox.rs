@@ -41,12 +41,12 @@ pub fn command(program: impl AsRef<OsStr>, network: Network) -> Result<Command> 
 }
 
 /// A command that runs as root, with the environment of this process: by sudo, if this process is not root.
-pub fn root_command(program: &str) -> Command {
+pub fn root_command(program: impl AsRef<OsStr>) -> Command {
     if geteuid().is_root() {
         return Command::new(program);
     }
     let mut command = Command::new("sudo");
-    command.args(["--preserve-env", "--", program]);
+    command.args(["--preserve-env", "--"]).arg(program);
     command
 }
 

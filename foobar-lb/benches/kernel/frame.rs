@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use anyhow::{Context, Result, bail};
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep,
-    TcpHeader, UdpHeader,
+    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Header, Ipv6Header, NetHeaders, PacketBuilder,
+    PacketBuilderStep, PacketHeaders, TransportHeader, UdpHeader,
     ip_number::{IPV4, IPV6, UDP},
 };
 
@@ -24,23 +25,41 @@ pub enum Packet {
     Syn,
     /// It goes on.
     Ack,
+    /// It is one of UDP, of which nothing shows what it is.
+    Datagram,
 }
 
 impl Packet {
+    /// Those of TCP.
     pub const ALL: [Self; 2] = [Self::Syn, Self::Ack];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Syn => "SYN",
             Self::Ack => "mid-flow",
+            Self::Datagram => "datagram",
         }
     }
 
-    fn flag(self, step: PacketBuilderStep<TcpHeader>) -> PacketBuilderStep<TcpHeader> {
-        match self {
-            Self::Syn => step.syn(),
-            Self::Ack => step.ack(1),
-        }
+    /// Writes it behind an IP header, with a payload that fills the frame.
+    fn write(self, ip: PacketBuilderStep<IpHeaders>, from: u16, to: u16) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let padding = |size: usize| vec![0; size_of::<Frame>() - size];
+        let tcp = |ip: PacketBuilderStep<IpHeaders>| ip.tcp(from, to, 1, 1024);
+        let written = match self {
+            Self::Datagram => {
+                let udp = ip.udp(from, to);
+                let payload = padding(udp.size(0));
+                udp.write(&mut frame, &payload)
+            }
+            Self::Syn | Self::Ack => {
+                let tcp = if self == Self::Syn { tcp(ip).syn() } else { tcp(ip).ack(1) };
+                let payload = padding(tcp.size(0));
+                tcp.write(&mut frame, &payload)
+            }
+        };
+        written.expect("a vector can be written to");
+        frame
     }
 }
 
@@ -68,6 +87,24 @@ pub fn in_gue(frame: &[u8], from: IpAddr, to: IpAddr, source_port: u16) -> Vec<u
     wrap(frame, from, to, UDP, &[&udp.to_bytes()[..], inner].concat())
 }
 
+/// Where a TCP packet comes from and goes to.
+pub fn ends_of(frame: &[u8]) -> Result<[SocketAddr; 2]> {
+    let headers = PacketHeaders::from_ethernet_slice(frame)?;
+    let (source, destination): (IpAddr, IpAddr) = match headers.net {
+        Some(NetHeaders::Ipv4(ip, _)) => (ip.source.into(), ip.destination.into()),
+        Some(NetHeaders::Ipv6(ip, _)) => (ip.source.into(), ip.destination.into()),
+        _ => bail!("{} is no IP packet", hex(frame)),
+    };
+    let tcp = headers.transport.and_then(TransportHeader::tcp);
+    let tcp = tcp.with_context(|| format!("{} is no TCP packet", hex(frame)))?;
+    Ok([SocketAddr::new(source, tcp.source_port), SocketAddr::new(destination, tcp.destination_port)])
+}
+
+/// A frame in hexadecimal.
+pub fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn build(macs: [[u8; 6]; 2], from: SocketAddr, to: SocketAddr, hops: u8, packet: Packet) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(macs[0], macs[1]);
     let ip = match (from.ip(), to.ip()) {
@@ -75,11 +112,7 @@ fn build(macs: [[u8; 6]; 2], from: SocketAddr, to: SocketAddr, hops: u8, packet:
         (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), hops),
         _ => unreachable!("both ends of a flow are of one family"),
     };
-    let tcp = packet.flag(ip.tcp(from.port(), to.port(), 1, 1024));
-    let payload = vec![0; size_of::<Frame>() - tcp.size(0)];
-    let mut frame = Vec::new();
-    tcp.write(&mut frame, &payload).expect("a vector can be written to");
-    frame
+    packet.write(ip, from.port(), to.port())
 }
 
 fn protocol_of(frame: &[u8]) -> IpNumber {

@@ -7,10 +7,15 @@
 
 mod address;
 mod balancer;
+mod baseline;
+mod clock;
 mod contest;
+mod contestant;
+mod counters;
 mod frame;
 #[path = "../support/generator.rs"]
 mod generator;
+mod given;
 #[path = "../support/machine.rs"]
 mod machine;
 mod path;
@@ -27,6 +32,8 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use nix::unistd::geteuid;
 
+use clock::Clock;
+use given::Given;
 use place::Place;
 use report::Report;
 
@@ -42,6 +49,8 @@ struct Arguments {
     /// How often each is measured.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    #[command(flatten)]
+    given: Given,
     /// Writes the results, every round of them, to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -62,15 +71,34 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     ensure!(geteuid().is_root(), "only root may load XDP programs: use `cargo xtask bench kernel`");
+    let mut report = Report::new()?;
+    println!("{}", report.machine);
+    let (mut clock, error) = Clock::new();
+    if let Some(error) = error {
+        println!("no instructions and cache misses: this machine shows no CPU counters ({error})");
+    }
+    println!();
+    if arguments.given.is_some() {
+        report.measurements = arguments.given.measure(arguments.all, arguments.rounds, &mut clock)?;
+        println!(
+            "\n{}\n\n{}",
+            table::of_suite("given", &report.measurements),
+            table::of_programs(&report.measurements)
+        );
+    } else {
+        measure_ours(arguments, &mut clock, &mut report)?;
+    }
+    arguments.json.as_deref().map_or(Ok(()), |file| report.write(file))
+}
+
+fn measure_ours(arguments: &Arguments, clock: &mut Clock, report: &mut Report) -> Result<()> {
     let suites = suite::select(arguments.all, &arguments.only)?;
     let mut place = Place::new()?;
-    let mut report = Report::new()?;
-    println!("{}\n", report.machine);
     for suite in suites {
-        let measurements = contest::measure(&suite, arguments.rounds as usize, &mut place)?;
+        let measurements = contest::measure(&suite, arguments.rounds, clock, &mut place)?;
         println!("{}\n", table::of_suite(suite.name, &measurements));
         report.measurements.extend(measurements);
     }
     println!("{}\n\n{}", table::of_programs(&report.measurements), targets::table(&report.measurements));
-    arguments.json.as_deref().map_or(Ok(()), |file| report.write(file))
+    Ok(())
 }

@@ -1,17 +1,18 @@
 //! The paths that are measured: a packet, where in it the client is, and what has to come out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 
 use crate::{
     address::Family,
-    frame::{Packet, arriving, in_gue, in_ip, sent},
-    generator::Template,
+    frame::{Packet, arriving, hex, in_gue, in_ip, sent},
+    generator::{Ends, Template},
     setup::{Mode, Setup},
 };
 
 /// Verdicts as the kernel writes them (linux/bpf.h, `enum xdp_action`).
+const VERDICTS: [&str; 5] = ["XDP_ABORTED", "XDP_DROP", "XDP_PASS", "XDP_TX", "XDP_REDIRECT"];
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
@@ -30,7 +31,8 @@ pub enum Kind {
 pub struct Path {
     /// Its packets.
     pub template: Template,
-    verdict: u32,
+    /// What is decided about all of them.
+    pub verdict: u32,
     /// What the first of them may become, if the balancer has chosen this port.
     expected: Box<dyn Fn(u16) -> Vec<Vec<u8>>>,
     /// Where in it that port is.
@@ -40,9 +42,13 @@ pub struct Path {
 impl Path {
     /// The one that all balancers of a setup have for packets of this kind.
     pub fn of(setup: Setup, kind: Kind, packet: Packet) -> Self {
+        let Setup { mode, family, .. } = setup;
         match kind {
             Kind::Forward => forward(setup, packet),
-            Kind::Reply => reply(setup, packet),
+            Kind::Reply => {
+                let backend = SocketAddr::new(family.backend(0), mode.backend_port());
+                reply([backend, family.client()], packet)
+            }
             Kind::Pass => {
                 let to = setup.family.stranger();
                 Self { verdict: XDP_PASS, ..Self::back(setup.family.client(), to, packet) }
@@ -55,6 +61,29 @@ impl Path {
         Self::back(family.client(), family.vip(0), Packet::Ack)
     }
 
+    /// The one of replies in mode `snat`: each is from the backend that such a flow was sent to, to where it was sent from.
+    pub fn of_replies(flows: &[[SocketAddr; 2]], packet: Packet) -> (Self, Vec<Ends>) {
+        let [from, to] = flows[0];
+        let last = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.to_bits() as u16,
+            IpAddr::V6(ip) => ip.segments()[7],
+        };
+        let differs = |[source, backend]: &[SocketAddr; 2]| {
+            let [client, server] =
+                [(source, from), (backend, to)].map(|(one, first)| last(one.ip()) ^ last(first.ip()));
+            [client, source.port() ^ from.port(), server]
+        };
+        (reply([to, from], packet), flows.iter().map(differs).collect())
+    }
+
+    /// The one of packets to this address, whatever becomes of them.
+    pub fn unknown(to: SocketAddr, packet: Packet, mac: [u8; 6]) -> Self {
+        let path = Self::back(Family::of(to.ip()).client(), to, packet);
+        let mut template = Template { grows: true, ..path.template };
+        template.frame[..mac.len()].copy_from_slice(&mac);
+        Self { template, ..path }
+    }
+
     fn back(from: SocketAddr, to: SocketAddr, packet: Packet) -> Self {
         let template = template(from, to, packet);
         let expected = Box::new(move |_| vec![template.frame.to_vec()]);
@@ -63,7 +92,7 @@ impl Path {
 
     /// Compares what became of the first packet with what has to.
     pub fn check(&self, verdict: u32, frame: &[u8]) -> Result<()> {
-        ensure!(verdict == self.verdict, "the verdict is {verdict}, not {}", self.verdict);
+        self.check_verdict(verdict)?;
         let chosen = self.chosen_at.and_then(|at| frame.get(at..at + 2)).unwrap_or(&[0; 2]);
         let expected = (self.expected)(u16::from_be_bytes([chosen[0], chosen[1]]));
         ensure!(
@@ -74,11 +103,23 @@ impl Path {
         );
         Ok(())
     }
+
+    /// Compares what was decided about any packet with what has to be.
+    pub fn check_verdict(&self, verdict: u32) -> Result<()> {
+        ensure!(
+            verdict == self.verdict,
+            "the verdict is {}, not {}",
+            verdict_name(verdict),
+            verdict_name(self.verdict)
+        );
+        Ok(())
+    }
 }
 
-/// A frame in hexadecimal.
-pub fn hex(frame: &[u8]) -> String {
-    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+/// A verdict as the kernel calls it.
+pub fn verdict_name(verdict: u32) -> String {
+    let name = VERDICTS.get(verdict as usize);
+    name.map_or_else(|| verdict.to_string(), |name| (*name).to_owned())
 }
 
 fn forward(setup: Setup, packet: Packet) -> Path {
@@ -110,17 +151,16 @@ fn forward(setup: Setup, packet: Packet) -> Path {
     Path { template, verdict: XDP_TX, expected: Box::new(expected), chosen_at }
 }
 
-fn reply(setup: Setup, packet: Packet) -> Path {
-    let Setup { mode, family, .. } = setup;
-    let (client, vip) = (family.client(), family.vip(0));
-    let backend = SocketAddr::new(family.backend(0), mode.backend_port());
+fn reply([backend, to]: [SocketAddr; 2], packet: Packet) -> Path {
+    let family = Family::of(backend.ip());
     let places = Places::of(family);
     let template = Template {
         client_at: places.destination,
         port_at: places.port + 2,
-        ..template(backend, client, packet)
+        server_at: places.source,
+        ..template(backend, to, packet)
     };
-    let expected = Box::new(move |_| vec![sent(vip, client, packet)]);
+    let expected = Box::new(move |_| vec![sent(family.vip(0), family.client(), packet)]);
     Path { template, verdict: XDP_TX, expected, chosen_at: None }
 }
 

@@ -3,16 +3,15 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use aya::{
-    Ebpf, include_bytes_aligned,
-    programs::{ProgramInfo, Xdp, XdpMode},
-};
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
 };
 
-use crate::address::{Family, NEIGHBOUR_MAC, OWN_MAC};
+use crate::{
+    address::{Family, NEIGHBOUR_MAC, OWN_MAC},
+    baseline::Baseline,
+};
 
 const INTERFACE: &str = "bench0";
 
@@ -20,7 +19,7 @@ const INTERFACE: &str = "bench0";
 pub struct Place {
     /// Index of the interface.
     pub interface: u32,
-    baseline: Ebpf,
+    pub baseline: Baseline,
 }
 
 impl Place {
@@ -29,25 +28,9 @@ impl Place {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         make_interface()?;
         let interface = if_nametoindex(INTERFACE).context("the interface is missing")?;
-        let baseline = Ebpf::load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-baseline")))
-            .context("the kernel refused the object to compare with")?;
-        let mut place = Self { interface, baseline };
-        place.program("parse")?.load().context("the verifier refused `parse`")?;
-        let transmit = place.program("transmit")?;
-        transmit.load().context("the verifier refused `transmit`")?;
-        // A queue of an interface takes part in XDP only while a program is attached to it.
-        transmit.attach_to_if_index(interface, XdpMode::Driver).context("cannot attach `transmit`")?;
-        Ok(place)
-    }
-
-    /// A program that every packet is sent back by.
-    pub fn baseline(&mut self, name: &str) -> Result<ProgramInfo> {
-        Ok(self.program(name)?.info()?)
-    }
-
-    fn program(&mut self, name: &str) -> Result<&mut Xdp> {
-        let program = self.baseline.program_mut(name);
-        Ok(program.with_context(|| format!("the object has no program `{name}`"))?.try_into()?)
+        let mut baseline = Baseline::load()?;
+        baseline.attach(interface)?;
+        Ok(Self { interface, baseline })
     }
 }
 

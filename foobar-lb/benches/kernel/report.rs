@@ -7,9 +7,12 @@ use aya::programs::ProgramInfo;
 use serde_json::{Value, json};
 
 use crate::{
+    clock::Rounds,
+    contestant::Contestant,
+    counters::EVENTS,
     generator::ENDLESS,
     machine::Machine,
-    suite::Subject,
+    suite::{Case, Subject},
     targets::{self, Target},
 };
 
@@ -19,26 +22,26 @@ pub struct Report {
     pub measurements: Vec<Measurement>,
 }
 
-/// Nanoseconds per packet of one subject with so many flows, round by round.
+/// What one subject cost with so many flows, per packet and round by round.
 pub struct Measurement {
     pub suite: &'static str,
     pub subject: Subject,
     pub flows: u64,
     pub program: Program,
     /// Of the generator alone.
-    pub generator: Vec<f64>,
+    pub generator: Rounds,
     /// Of the generator and the program behind it.
-    pub both: Vec<f64>,
+    pub both: Rounds,
 }
 
-/// A program, as the kernel knows it.
+/// A program, as the kernel knows it; what an old kernel does not tell is absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     pub name: String,
     /// As the verifier left them.
-    pub instructions: u32,
+    pub instructions: Option<u32>,
     /// How many of them the verifier went through, on all ways.
-    pub verified: u32,
+    pub verified: Option<u32>,
     /// Size of the machine code.
     pub jited_bytes: u32,
 }
@@ -65,51 +68,65 @@ impl Report {
 }
 
 impl Measurement {
-    /// The least of what the program costs by itself.
-    pub fn net_min(&self) -> f64 {
-        min(&self.both) - min(&self.generator)
+    pub fn new(suite: &'static str, contestant: Contestant) -> Self {
+        let Contestant { case: Case { subject, flows }, program, alone, both, .. } = contestant;
+        Self { suite, subject, flows, program: program.facts, generator: alone, both }
     }
 
-    /// The median of what it costs, round by round.
+    /// The least of what the program costs by itself, nanoseconds.
+    pub fn net_min(&self) -> f64 {
+        min(&self.both.nanoseconds) - min(&self.generator.nanoseconds)
+    }
+
+    /// The median of what it costs, round by round, nanoseconds.
     pub fn net_median(&self) -> f64 {
-        let nets: Vec<f64> =
-            self.both.iter().zip(&self.generator).map(|(both, alone)| both - alone).collect();
-        median(&nets)
+        let rounds = self.both.nanoseconds.iter().zip(&self.generator.nanoseconds);
+        median(&rounds.map(|(both, alone)| both - alone).collect::<Vec<_>>())
+    }
+
+    /// The median of how often an event of the CPU occurs in it; none where the CPU does not show that.
+    pub fn net_event(&self, event: usize) -> Option<f64> {
+        let rounds = self.both.events.iter().zip(&self.generator.events);
+        let nets: Vec<f64> = rounds.map(|(both, alone)| both[event] - alone[event]).collect();
+        (!nets.is_empty()).then(|| median(&nets))
     }
 
     fn to_json(&self) -> Value {
         let Self { suite, subject, flows, program, generator, both } = self;
         let Program { name, instructions, verified, jited_bytes } = program;
+        let events = (0..EVENTS.len()).map(|event| (EVENTS[event].to_owned(), self.net_event(event).into()));
         json!({
             "suite": suite,
             "name": subject.name(),
             "flows": if *flows == ENDLESS { Value::Null } else { (*flows).into() },
             "program": {
-                "name": name,
+                "name": subject.program_name().unwrap_or(name),
                 "instructions": instructions,
                 "verified": verified,
                 "jited_bytes": jited_bytes,
             },
             "net_min": self.net_min(),
             "net_median": self.net_median(),
-            "generator_rounds": generator,
-            "both_rounds": both,
+            "net_events": Value::Object(events.collect()),
+            "generator_rounds": generator.nanoseconds,
+            "both_rounds": both.nanoseconds,
+            "generator_events": generator.events,
+            "both_events": both.events,
         })
     }
 }
 
 impl Program {
     /// What the kernel tells of it.
-    pub fn new(info: &ProgramInfo) -> Result<Self> {
+    pub fn new(info: &ProgramInfo) -> Self {
         /// Bytes of an instruction (RFC 9669, 3).
         const INSTRUCTION: u32 = 8;
-        const TOO_OLD: &str = "the kernel does not tell the size of a program";
-        Ok(Self {
-            name: info.name_as_str().context("the kernel does not tell the name of a program")?.to_owned(),
-            instructions: info.size_translated().context(TOO_OLD)? / INSTRUCTION,
-            verified: info.verified_instruction_count().context(TOO_OLD)?,
+        Self {
+            name: info.name_as_str().unwrap_or("?").to_owned(),
+            instructions: info.size_translated().map(|bytes| bytes / INSTRUCTION),
+            verified: info.verified_instruction_count(),
             jited_bytes: info.size_jitted(),
-        })
+        }
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Subject {
     Parse(Family),
     /// A balancer, which gets such packets.
     Balancer(Setup, Kind, Packet),
+    /// A program that somebody else has loaded.
+    Given(Family, Packet),
 }
 
 impl Subject {
@@ -45,6 +47,7 @@ impl Subject {
         match self {
             Self::Transmit => "XDP_TX".to_owned(),
             Self::Parse(family) => format!("parse + XDP_TX {family}"),
+            Self::Given(_, packet) => packet.name().to_owned(),
             Self::Balancer(setup, Kind::Pass, _) => format!("pass {}", setup.family),
             Self::Balancer(setup, kind, packet) => {
                 let Setup { mode, family, slots, services, backends, .. } = setup;
@@ -59,13 +62,14 @@ impl Subject {
         }
     }
 
-    /// The program that is measured.
-    pub fn program_name(&self) -> &'static str {
+    /// The program that is measured, if it is one of ours.
+    pub fn program_name(&self) -> Option<&'static str> {
         match self {
-            Self::Transmit => "XDP_TX",
-            Self::Parse(_) => "parse + XDP_TX",
-            Self::Balancer(Setup { slots: Slots::Tracked, .. }, ..) => "foobar-lb with full tracking",
-            Self::Balancer(..) => "foobar-lb",
+            Self::Transmit => Some("XDP_TX"),
+            Self::Parse(_) => Some("parse + XDP_TX"),
+            Self::Balancer(Setup { slots: Slots::Tracked, .. }, ..) => Some("foobar-lb with full tracking"),
+            Self::Balancer(..) => Some("foobar-lb"),
+            Self::Given(..) => None,
         }
     }
 
@@ -73,7 +77,9 @@ impl Subject {
     pub fn family(&self) -> Option<Family> {
         match self {
             Self::Transmit => None,
-            Self::Parse(family) | Self::Balancer(Setup { family, .. }, ..) => Some(*family),
+            Self::Parse(family) | Self::Given(family, _) | Self::Balancer(Setup { family, .. }, ..) => {
+                Some(*family)
+            }
         }
     }
 
@@ -81,7 +87,7 @@ impl Subject {
     pub fn path(&self) -> Path {
         match *self {
             Self::Transmit => Path::unchanged(Family::V4),
-            Self::Parse(family) => Path::unchanged(family),
+            Self::Parse(family) | Self::Given(family, _) => Path::unchanged(family),
             Self::Balancer(setup, kind, packet) => Path::of(setup, kind, packet),
         }
     }
@@ -93,6 +99,11 @@ impl Subject {
     fn forward(setup: Setup, packet: Packet) -> Self {
         Self::Balancer(setup, Kind::Forward, packet)
     }
+}
+
+/// How many flows there are, one after the other.
+pub fn counts(all: bool) -> &'static [u64] {
+    if all { &ALL_COUNTS } else { &FEW_COUNTS }
 }
 
 /// The suites, with all subjects or those that make up the default, as far as their names have all words of one of the
@@ -132,6 +143,7 @@ fn settled(all: bool) -> Vec<Case> {
         subjects.push(Subject::Parse(family));
         subjects.push(Subject::settled(Mode::Nat, family, Kind::Pass, Packet::Ack));
         subjects.push(Subject::settled(Mode::Nat, family, Kind::Reply, Packet::Ack));
+        subjects.push(Subject::Balancer(with_mappings(Mode::Snat, family), Kind::Reply, Packet::Ack));
         for mode in Mode::ALL {
             let wanted = |packet: &Packet| all || *packet == Packet::Ack || mode == Mode::Nat;
             let packets = Packet::ALL.into_iter().filter(wanted);
@@ -197,7 +209,6 @@ fn with_mappings(mode: Mode, family: Family) -> Setup {
 }
 
 fn with_flows(subjects: &[Subject], all: bool) -> Vec<Case> {
-    let counts = if all { &ALL_COUNTS[..] } else { &FEW_COUNTS };
-    let cases = subjects.iter().flat_map(|subject| counts.iter().map(|flows| (*subject, *flows)));
+    let cases = subjects.iter().flat_map(|subject| counts(all).iter().map(|flows| (*subject, *flows)));
     cases.map(|(subject, flows)| Case { subject, flows }).collect()
 }

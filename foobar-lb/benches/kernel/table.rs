@@ -3,29 +3,35 @@
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use crate::{
+    counters::EVENTS,
     generator::ENDLESS,
-    report::{Measurement, Program, median, min},
+    report::{Measurement, Program, min},
     suite::Subject,
 };
 
 /// The measurements of a suite. Ratios are of least costs: to the same with one flow, and to a program that does
 /// nothing but find out the flow.
 pub fn of_suite(name: &str, measurements: &[Measurement]) -> String {
-    let mut table = new(&[name, "flows", "net min", "net median", "/ 1 flow", "/ parse", "generator"]);
+    let has_events = measurements.iter().any(|one| one.net_event(0).is_some());
+    let events = if has_events { &EVENTS[..] } else { &[] };
+    let header = [name, "flows", "net min", "net median", "/ 1 flow", "/ parse", "generator"];
+    let mut table = new(&[&header[..], events].concat());
     let of = |subject: Subject, flows: u64| {
         measurements.iter().find(|one| one.subject == subject && one.flows == flows)
     };
     for one in measurements {
         let parse = one.subject.family().and_then(|family| of(Subject::Parse(family), one.flows));
-        table.add_row([
+        let mut row = vec![
             one.subject.name(),
             flows(one.flows),
             format!("{:.1}", one.net_min()),
             format!("{:.1}", one.net_median()),
             ratio(one, of(one.subject, 1)),
             ratio(one, parse),
-            format!("{:.1} {:.1}", min(&one.generator), median(&one.generator)),
-        ]);
+            format!("{:.1}", min(&one.generator.nanoseconds)),
+        ];
+        row.extend((0..events.len()).map(|event| number(one.net_event(event))));
+        table.add_row(row);
     }
     table.to_string()
 }
@@ -35,11 +41,13 @@ pub fn of_programs(measurements: &[Measurement]) -> String {
     let mut table = new(&["program", "instructions", "JITed bytes", "instructions verified"]);
     let mut seen: Vec<(&str, &Program)> = vec![];
     for Measurement { subject, program, .. } in measurements {
-        let named = (subject.program_name(), program);
+        let named = (subject.program_name().unwrap_or(&program.name), program);
         if !seen.contains(&named) {
             seen.push(named);
             let Program { instructions, verified, jited_bytes, .. } = program;
-            let numbers = [instructions, jited_bytes, verified].map(u32::to_string);
+            let numbers = [*instructions, Some(*jited_bytes), *verified];
+            let numbers =
+                numbers.map(|number| number.map_or_else(|| "-".to_owned(), |number| number.to_string()));
             table.add_row([vec![named.0.to_owned()], numbers.to_vec()].concat());
         }
     }
@@ -63,7 +71,11 @@ fn flows(flows: u64) -> String {
 fn ratio(one: &Measurement, other: Option<&Measurement>) -> String {
     /// Nanoseconds below which a cost is no more than noise.
     const NOISE: f64 = 5.0;
-    let other = other.map(Measurement::net_min).filter(|net| *net > NOISE);
-    let ratio = other.map(|other| one.net_min() / other);
+    let nets = other.map(|other| [one.net_min(), other.net_min()]);
+    let ratio = nets.filter(|nets| nets.iter().all(|net| *net > NOISE)).map(|[one, other]| one / other);
     ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
 }

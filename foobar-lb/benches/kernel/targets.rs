@@ -97,6 +97,7 @@ fn in_v6(subject: Subject) -> Subject {
             Subject::Balancer(Setup { family: Family::V6, ..setup }, kind, packet)
         }
         Subject::Parse(_) => Subject::Parse(Family::V6),
+        Subject::Given(_, packet) => Subject::Given(Family::V6, packet),
         Subject::Transmit => Subject::Transmit,
     }
 }

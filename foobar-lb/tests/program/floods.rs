@@ -12,7 +12,7 @@ use foobar_lb::{
 use foobar_lb_ebpf::{layout::name, reason::Reason};
 
 use crate::{
-    generator::{Frame, Generator, Template},
+    generator::{Flows, Frame, Generator, Template},
     kernel::Kernel,
     packet::{
         DataPath,
@@ -174,5 +174,5 @@ fn crowd(transport: Transport, network: [u8; 4], flows: u32) -> Result<Generator
     let headers = datagram.frame().len() - datagram.payload.len();
     datagram.payload = vec![0; size_of::<Frame>() - headers];
     let frame = datagram.frame().try_into().ok().context("the payload fills the frame")?;
-    Generator::load(&Template::new(frame, 28, 34), flows.into(), CLIENT_SIDE.index)
+    Generator::load(&Template::new(frame, 28, 34), Flows::Numbered(flows.into()), CLIENT_SIDE.index)
 }

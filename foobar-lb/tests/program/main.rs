@@ -3,6 +3,7 @@
 
 mod decap;
 mod floods;
+mod generated;
 #[path = "../../benches/support/generator.rs"]
 mod generator;
 mod kernel;

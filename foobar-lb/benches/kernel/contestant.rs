@@ -1,0 +1,105 @@
+//! A case, ready to be run: its program is loaded, its flows are open, and its first packet has become what it should.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use aya::programs::{ProgramFd, ProgramInfo};
+
+use crate::{
+    clock::{Clock, PACKETS, Rounds},
+    frame::{Packet, ends_of},
+    generator::{ENDLESS, Flows, Generator},
+    path::{Kind, Path},
+    report::Program,
+    setup::{Mode, Setup},
+    suite::{Case, Subject},
+};
+
+/// A program in the kernel.
+pub struct Loaded {
+    pub fd: ProgramFd,
+    pub facts: Program,
+}
+
+/// A case, ready to be run.
+pub struct Contestant {
+    pub case: Case,
+    pub program: Loaded,
+    path: Path,
+    generator: Generator,
+    /// How many packets it has been sent.
+    pub sent: u64,
+    /// How many it has been sent before, to open its flows.
+    pub opened: u64,
+    /// Of the generator alone.
+    pub alone: Rounds,
+    /// Of the generator and the program.
+    pub both: Rounds,
+}
+
+impl Loaded {
+    pub fn new(info: &ProgramInfo) -> Result<Self> {
+        Ok(Self { fd: info.fd()?, facts: Program::new(info) })
+    }
+}
+
+impl Contestant {
+    /// Checks what becomes of the first packet. Packets come by `interface`.
+    pub fn prepare(case: Case, program: Loaded, interface: u32) -> Result<Self> {
+        let Case { subject, flows } = case;
+        let numbered = Flows::Numbered(flows);
+        let (mut path, mut opened, mut list) = (subject.path(), 0, vec![]);
+        if let Subject::Balancer(setup @ Setup { mode: Mode::Snat, .. }, kind, packet) = subject
+            && (kind == Kind::Reply || packet == Packet::Ack)
+        {
+            let syns = Path::of(setup, Kind::Forward, Packet::Syn);
+            let mut generator = Generator::load(&syns.template, numbered, interface)?;
+            opened = flows;
+            match kind {
+                Kind::Reply => {
+                    let sent = open_flows(&mut generator, flows, &program.fd)?;
+                    (path, list) = Path::of_replies(&sent, packet);
+                }
+                Kind::Forward | Kind::Pass => drop(generator.send(flows as u32, Some(&program.fd))?),
+            }
+        }
+        let flows = if list.is_empty() { numbered } else { Flows::Listed(&list) };
+        let generator = Generator::load(&path.template, flows, interface)?;
+        let (alone, both) = (Rounds::default(), Rounds::default());
+        let mut contestant = Self { case, program, path, generator, sent: 0, opened, alone, both };
+        contestant.warm_up()?;
+        Ok(contestant)
+    }
+
+    /// One that others have loaded.
+    pub fn given(case: Case, program: Loaded, path: Path, generator: Generator) -> Self {
+        let (alone, both) = (Rounds::default(), Rounds::default());
+        Self { case, program, path, generator, sent: 0, opened: 0, alone, both }
+    }
+
+    /// Every flow is seen once, but for those that are to be new.
+    fn warm_up(&mut self) -> Result<()> {
+        let (verdict, frame) = self.generator.send(1, Some(&self.program.fd))?;
+        self.path.check(verdict, &frame)?;
+        self.sent += 1;
+        if (2..ENDLESS).contains(&self.case.flows) {
+            let others = self.case.flows - 1;
+            self.generator.send(others as u32, Some(&self.program.fd))?;
+            self.sent += others;
+        }
+        Ok(())
+    }
+
+    /// One more round.
+    pub fn run(&mut self, clock: &mut Clock) -> Result<()> {
+        clock.add_round(&mut self.alone, &mut self.generator, None)?;
+        let verdict = clock.add_round(&mut self.both, &mut self.generator, Some(&self.program.fd))?;
+        self.sent += u64::from(PACKETS);
+        self.path.check_verdict(verdict)
+    }
+}
+
+/// Opens flows one by one, by packets as the generator makes them. Returns where each was sent from and to.
+fn open_flows(generator: &mut Generator, flows: u64, program: &ProgramFd) -> Result<Vec<[SocketAddr; 2]>> {
+    (0..flows).map(|_| ends_of(&generator.send(1, Some(program))?.1)).collect()
+}
