@@ -10,6 +10,8 @@ mod balancer;
 mod clients;
 mod frames;
 mod history;
+#[path = "../support/machine.rs"]
+mod machine;
 mod play;
 mod report;
 mod simulated;

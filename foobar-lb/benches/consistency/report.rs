@@ -1,8 +1,8 @@
 //! What came of it: a table for each history, all of it as JSON, and whether foobar-lb keeps what it promises.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use foobar_lb::bpf::Capacities;
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use crate::{
     balancer::Tracking,
     clients::{CLIENTS, SILENT, TURNOVER},
     history::History,
+    machine::Machine,
     play::{Outcome, ROUND},
 };
 
@@ -26,7 +27,7 @@ pub struct Report {
     pub chapters: Vec<Chapter>,
     seed: u64,
     capacities: Capacities,
-    kernel: String,
+    machine: Machine,
 }
 
 /// What came of one history.
@@ -40,9 +41,7 @@ pub struct Chapter {
 impl Report {
     /// Nothing played yet.
     pub fn new(seed: u64, capacities: Capacities) -> Result<Self> {
-        let release = "/proc/sys/kernel/osrelease";
-        let kernel = fs::read_to_string(release).with_context(|| format!("cannot read {release}"))?;
-        Ok(Self { chapters: Vec::new(), seed, capacities, kernel: kernel.trim().to_owned() })
+        Ok(Self { chapters: Vec::new(), seed, capacities, machine: Machine::find()? })
     }
 
     /// What foobar-lb did not keep, or why this proves nothing.
@@ -52,10 +51,8 @@ impl Report {
 
     /// Writes all of it as JSON.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let Self { chapters, seed, capacities, kernel } = self;
-        let value = json!({
-            "bench": "consistency",
-            "kernel": kernel,
+        let Self { chapters, seed, capacities, machine } = self;
+        let results = json!({
             "seed": seed,
             "clients": CLIENTS,
             "round_seconds": ROUND.as_secs(),
@@ -65,16 +62,16 @@ impl Report {
             "histories": chapters.iter().map(Chapter::to_json).collect::<Vec<_>>(),
             "failures": self.failures(),
         });
-        fs::write(file, format!("{value:#}\n")).with_context(|| format!("cannot write {}", file.display()))
+        machine.write("consistency", results, file)
     }
 }
 
 /// The method.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, capacities: Capacities { flows, half_open, .. }, kernel, .. } = self;
+        let Self { seed, capacities: Capacities { flows, half_open, .. }, machine, .. } = self;
         let (minutes, percent) = (ROUND.as_secs() / 60, TURNOVER * 100.0);
-        writeln!(f, "{CLIENTS} TCP connections at any time, Linux {kernel}, seed {seed}\n")?;
+        writeln!(f, "{machine}\n{CLIENTS} TCP connections at any time, seed {seed}\n")?;
         writeln!(
             f,
             "A change comes before a round. A round is {minutes} simulated minutes: a third of the connections are \

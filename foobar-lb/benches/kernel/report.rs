@@ -1,6 +1,6 @@
 //! What was measured, every round of it, and as JSON.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::programs::ProgramInfo;
@@ -54,16 +54,12 @@ impl Report {
 
     /// Writes all of it as JSON.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let Machine { cpu, kernel, commit } = &self.machine;
-        let value = json!({
-            "bench": "kernel",
+        let results = json!({
             "unit": "nanoseconds per packet",
-            "commit": commit,
-            "machine": { "cpu": cpu, "kernel": kernel },
             "measurements": self.measurements.iter().map(Measurement::to_json).collect::<Vec<_>>(),
             "targets": targets::of(&self.measurements).iter().map(Target::to_json).collect::<Vec<_>>(),
         });
-        fs::write(file, format!("{value:#}\n")).with_context(|| format!("cannot write {}", file.display()))
+        self.machine.write("kernel", results, file)
     }
 }
 

@@ -1,12 +1,14 @@
-//! What was measured on, of all benches.
+//! What was measured on, of all benches, and the frame of what they write as JSON.
 
-use std::{fmt, fs, process::Command};
+use std::{fmt, fs, path::Path, process::Command, thread::available_parallelism};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 /// CPU, kernel and commit.
 pub struct Machine {
     pub cpu: String,
+    pub cores: usize,
     pub kernel: String,
     pub commit: String,
 }
@@ -20,15 +22,27 @@ impl Machine {
             fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
         Ok(Self {
             cpu: model.map_or("unknown CPU", |(_, name)| name.trim()).to_owned(),
+            cores: available_parallelism().context("cannot tell the number of cores")?.get(),
             kernel: kernel.trim().to_owned(),
             commit: describe_commit().unwrap_or_else(|| "unknown".to_owned()),
         })
+    }
+
+    /// Writes a bench's results, an object, as JSON: beside its own keys `bench`, `commit` and `machine`, as in all files
+    /// that `cargo xtask bench report` reads.
+    pub fn write(&self, bench: &str, mut results: Value, file: &Path) -> Result<()> {
+        let Self { cpu, cores, kernel, commit } = self;
+        results["bench"] = bench.into();
+        results["commit"] = commit.as_str().into();
+        results["machine"] = json!({ "cpu": cpu, "cores": cores, "kernel": kernel });
+        fs::write(file, format!("{results:#}\n")).with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, Linux {}, commit {}", self.cpu, self.kernel, self.commit)
+        let Self { cpu, cores, kernel, commit } = self;
+        write!(f, "{cpu}, {cores} cores, Linux {kernel}, commit {commit}")
     }
 }
 

@@ -1,10 +1,9 @@
 //! What was measured: tables for people, every turn as JSON, and what it was measured on.
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
@@ -44,16 +43,12 @@ impl Report {
 
     /// Writes all of it as JSON.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let Machine { cpu, kernel, commit } = &self.machine;
-        let value = json!({
-            "bench": "traffic",
-            "commit": commit,
-            "machine": { "cpu": cpu, "kernel": kernel },
+        let results = json!({
             "seconds": self.seconds,
             "turns": self.turns.iter().map(Turn::to_json).collect::<Vec<_>>(),
             "targets": self.targets(),
         });
-        fs::write(file, format!("{value:#}\n")).with_context(|| format!("cannot write {}", file.display()))
+        self.machine.write("traffic", results, file)
     }
 
     fn targets(&self) -> Vec<Value> {
