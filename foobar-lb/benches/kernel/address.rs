@@ -49,11 +49,12 @@ impl Family {
         self.address([10, 1], 1, 1 + number)
     }
 
-    /// The first client, with as many zeros at the end as the generator fills in: of RFC 2544's and RFC 5180's networks.
-    pub fn client(self) -> SocketAddr {
+    /// The first client of one of two crowds, with as many zeros at the end as the generator fills in: of RFC 2544's and
+    /// RFC 5180's networks.
+    pub fn client(self, crowd: u8) -> SocketAddr {
         let ip = match self {
-            Self::V4 => self.address([198, 18], 0, 0),
-            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0x2, 0, 0, 0, 0, 0, 0)),
+            Self::V4 => self.address([198, 18 + crowd], 0, 0),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0x2, 0, crowd.into(), 0, 0, 0, 0)),
         };
         SocketAddr::new(ip, 40_000)
     }

@@ -32,6 +32,8 @@ const SEED: u64 = 1;
 pub struct Balancer {
     pub setup: Setup,
     bpf: Bpf,
+    /// What the maps hold.
+    image: Image,
 }
 
 impl Balancer {
@@ -43,17 +45,34 @@ impl Balancer {
             backends: setup.all_backends(),
             flows: 2 * setup.flows,
             half_open: 2 * setup.flows,
-            mappings: setup.flows,
+            mappings: 2 * setup.flows,
         };
         let every_flow = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-full-tracking"));
-        let mut bpf = match setup.slots {
+        let bpf = match setup.slots {
             Slots::Tracked => Bpf::load_object(every_flow, capacities, SEED)?,
             Slots::Settled | Slots::Moving | Slots::Traces => Bpf::load(capacities, SEED)?,
         };
-        for step in plan::diff(&Image::default(), &render(setup, config, interface)) {
-            bpf.apply(&step)?;
+        let mut balancer = Self { setup, bpf, image: Image::default() };
+        balancer.apply(render(setup, config, interface))?;
+        Ok(balancer)
+    }
+
+    /// Ends the moves whose traces are to be measured, as their flows are remembered now.
+    pub fn end_moves(&mut self) -> Result<()> {
+        if self.setup.slots != Slots::Traces {
+            return Ok(());
         }
-        Ok(Self { setup, bpf })
+        let mut image = self.image.clone();
+        image.tables.values_mut().flatten().for_each(|slot| slot.previous = TRACES);
+        self.apply(image)
+    }
+
+    fn apply(&mut self, image: Image) -> Result<()> {
+        for step in plan::diff(&self.image, &image) {
+            self.bpf.apply(&step)?;
+        }
+        self.image = image;
+        Ok(())
     }
 
     /// The program.
@@ -119,8 +138,7 @@ fn give_past(setup: Setup, image: &mut Image) {
     for slot in image.tables.values_mut().flatten() {
         let previous = match setup.slots {
             Slots::Settled => continue,
-            Slots::Moving => next(slot.owner),
-            Slots::Traces => TRACES,
+            Slots::Moving | Slots::Traces => next(slot.owner),
             Slots::Tracked => slot.owner,
         };
         *slot = Slot { previous, ..*slot };

@@ -6,6 +6,7 @@ use crate::{
     balancer::Balancer,
     clock::Clock,
     contestant::{Contestant, Loaded},
+    generator::ENDLESS,
     path::Kind,
     place::Place,
     report::Measurement,
@@ -20,6 +21,7 @@ pub fn measure(suite: &Suite, rounds: u32, clock: &mut Clock, place: &mut Place)
         let contestant = prepare(*case, &mut balancers, place);
         contestants.push(contestant.with_context(|| case.subject.name())?);
     }
+    balancers.iter_mut().try_for_each(Balancer::end_moves)?;
     take_turns(&mut contestants, rounds, clock)?;
     for balancer in &mut balancers {
         check(balancer, &contestants)?;
@@ -61,24 +63,24 @@ fn find(balancers: &mut Vec<Balancer>, setup: Setup, interface: u32) -> Result<&
     Ok(&mut balancers[position])
 }
 
-/// All packets must have been counted as what they were, and none of settled slots be remembered.
+/// All packets must have been counted as what they were. No flow may be remembered of settled slots, and all those that
+/// came again must be of others.
 fn check(balancer: &mut Balancer, contestants: &[Contestant]) -> Result<()> {
     let setup = balancer.setup;
     for kind in [Kind::Forward, Kind::Reply, Kind::Pass] {
-        let sent = |contestant: &Contestant| match contestant.case.subject {
-            Subject::Balancer(its, its_kind, _) if its == setup => {
-                let sent = if its_kind == kind { contestant.sent } else { 0 };
-                sent + if kind == Kind::Forward { contestant.opened } else { 0 }
-            }
-            _ => 0,
-        };
-        let sent: u64 = contestants.iter().map(sent).sum();
+        let sent: u64 = contestants.iter().map(|contestant| contestant.sent_to(setup, kind)).sum();
         let counted = balancer.counted(kind)?;
         ensure!(counted == sent, "{setup:?}: {counted} of {sent} packets were counted as {kind:?}");
     }
-    if setup.slots == Slots::Settled {
-        let remembered = balancer.remembered()?;
-        ensure!(remembered == 0, "{setup:?}: {remembered} flows are remembered");
+    let known = contestants.iter().filter(|contestant| contestant.is_of(setup));
+    let known = known.map(|contestant| contestant.case.flows).filter(|flows| *flows < ENDLESS).max();
+    let remembered = balancer.remembered()?;
+    match setup.slots {
+        Slots::Settled => ensure!(remembered == 0, "{setup:?}: {remembered} flows are remembered"),
+        Slots::Moving | Slots::Traces | Slots::Tracked => ensure!(
+            Some(remembered) >= known,
+            "{setup:?}: {remembered} flows are remembered, which should be {known:?} or more"
+        ),
     }
     Ok(())
 }

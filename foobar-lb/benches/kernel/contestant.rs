@@ -28,9 +28,9 @@ pub struct Contestant {
     path: Path,
     generator: Generator,
     /// How many packets it has been sent.
-    pub sent: u64,
+    sent: u64,
     /// How many it has been sent before, to open its flows.
-    pub opened: u64,
+    opened: u64,
     /// Of the generator alone.
     pub alone: Rounds,
     /// Of the generator and the program.
@@ -52,7 +52,7 @@ impl Contestant {
         if let Subject::Balancer(setup @ Setup { mode: Mode::Snat, .. }, kind, packet) = subject
             && (kind == Kind::Reply || packet == Packet::Ack)
         {
-            let syns = Path::of(setup, Kind::Forward, Packet::Syn);
+            let syns = Path::of_beginnings(setup);
             let mut generator = Generator::load(&syns.template, numbered, interface)?;
             opened = flows;
             match kind {
@@ -75,6 +75,22 @@ impl Contestant {
     pub fn given(case: Case, program: Loaded, path: Path, generator: Generator) -> Self {
         let (alone, both) = (Rounds::default(), Rounds::default());
         Self { case, program, path, generator, sent: 0, opened: 0, alone, both }
+    }
+
+    /// Whether it is one of the balancer with this setup.
+    pub fn is_of(&self, setup: Setup) -> bool {
+        matches!(self.case.subject, Subject::Balancer(its, ..) if its == setup)
+    }
+
+    /// How many packets of a kind the balancer with this setup has been sent for it.
+    pub fn sent_to(&self, setup: Setup, kind: Kind) -> u64 {
+        match self.case.subject {
+            Subject::Balancer(its, its_kind, _) if its == setup => {
+                let sent = if its_kind == kind { self.sent } else { 0 };
+                sent + if kind == Kind::Forward { self.opened } else { 0 }
+            }
+            _ => 0,
+        }
     }
 
     /// Every flow is seen once, but for those that are to be new.

@@ -44,21 +44,26 @@ impl Path {
     pub fn of(setup: Setup, kind: Kind, packet: Packet) -> Self {
         let Setup { mode, family, .. } = setup;
         match kind {
-            Kind::Forward => forward(setup, packet),
+            Kind::Forward => forward(setup, packet, client(setup, packet)),
             Kind::Reply => {
                 let backend = SocketAddr::new(family.backend(0), mode.backend_port());
-                reply([backend, family.client()], packet)
+                reply([backend, family.client(0)], packet)
             }
             Kind::Pass => {
                 let to = setup.family.stranger();
-                Self { verdict: XDP_PASS, ..Self::back(setup.family.client(), to, packet) }
+                Self { verdict: XDP_PASS, ..Self::back(setup.family.client(0), to, packet) }
             }
         }
     }
 
     /// The one through a program that leaves a packet as it is and sends it back.
     pub fn unchanged(family: Family) -> Self {
-        Self::back(family.client(), family.vip(0), Packet::Ack)
+        Self::back(family.client(0), family.vip(0), Packet::Ack)
+    }
+
+    /// The one of packets that begin the flows of those that go on.
+    pub fn of_beginnings(setup: Setup) -> Self {
+        forward(setup, Packet::Syn, client(setup, Packet::Ack))
     }
 
     /// The one of replies in mode `snat`: each is from the backend that such a flow was sent to, to where it was sent from.
@@ -78,7 +83,7 @@ impl Path {
 
     /// The one of packets to this address, whatever becomes of them.
     pub fn unknown(to: SocketAddr, packet: Packet, mac: [u8; 6]) -> Self {
-        let path = Self::back(Family::of(to.ip()).client(), to, packet);
+        let path = Self::back(Family::of(to.ip()).client(0), to, packet);
         let mut template = Template { grows: true, ..path.template };
         template.frame[..mac.len()].copy_from_slice(&mac);
         Self { template, ..path }
@@ -122,9 +127,14 @@ pub fn verdict_name(verdict: u32) -> String {
     name.map_or_else(|| verdict.to_string(), |name| (*name).to_owned())
 }
 
-fn forward(setup: Setup, packet: Packet) -> Path {
+/// Flows that go on are not those that begin all the time. In mode `snat` there are not ports enough for both.
+fn client(setup: Setup, packet: Packet) -> SocketAddr {
+    setup.family.client(u8::from(packet == Packet::Syn && setup.mode != Mode::Snat))
+}
+
+fn forward(setup: Setup, packet: Packet, client: SocketAddr) -> Path {
     let Setup { mode, family, services, backends, .. } = setup;
-    let (client, vip) = (family.client(), family.vip(0));
+    let vip = family.vip(0);
     let places = Places::of(family);
     let template = Template {
         server_at: places.destination,
@@ -160,7 +170,7 @@ fn reply([backend, to]: [SocketAddr; 2], packet: Packet) -> Path {
         server_at: places.source,
         ..template(backend, to, packet)
     };
-    let expected = Box::new(move |_| vec![sent(family.vip(0), family.client(), packet)]);
+    let expected = Box::new(move |_| vec![sent(family.vip(0), family.client(0), packet)]);
     Path { template, verdict: XDP_TX, expected, chosen_at: None }
 }
 

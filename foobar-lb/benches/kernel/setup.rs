@@ -23,7 +23,7 @@ pub enum Slots {
     Settled,
     /// All have another owner.
     Moving,
-    /// A move is over.
+    /// A move is over, and its flows are remembered.
     Traces,
     /// They are those of the program with full tracking.
     Tracked,
