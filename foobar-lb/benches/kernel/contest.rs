@@ -3,11 +3,12 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    address::Family,
     balancer::Balancer,
     clock::Clock,
     contestant::{Contestant, Loaded},
     generator::ENDLESS,
-    path::Kind,
+    path::{Kind, Path},
     place::Place,
     report::Measurement,
     setup::{Setup, Slots},
@@ -42,13 +43,15 @@ pub fn take_turns(contestants: &mut [Contestant], rounds: u32, clock: &mut Clock
 
 /// Loads the program of a case, if it is not loaded yet.
 fn prepare(case: Case, balancers: &mut Vec<Balancer>, place: &mut Place) -> Result<Contestant> {
-    let info = match case.subject {
-        Subject::Transmit => place.baseline.program("transmit")?,
-        Subject::Parse(_) => place.baseline.program("parse")?,
-        Subject::Balancer(setup, ..) => find(balancers, setup, place.interface)?.program()?,
+    let (info, path) = match case.subject {
+        Subject::Transmit => (place.baseline.program("transmit")?, Path::unchanged(Family::V4)),
+        Subject::Parse(family) => (place.baseline.program("parse")?, Path::unchanged(family)),
+        Subject::Balancer(setup, kind, packet) => {
+            (find(balancers, setup, place.interface)?.program()?, Path::of(setup, kind, packet))
+        }
         Subject::Given(..) => unreachable!("it is in no suite"),
     };
-    Contestant::prepare(case, Loaded::new(&info)?, place.interface)
+    Contestant::prepare(case, Loaded::new(&info)?, path, place.interface)
 }
 
 /// The balancer with this setup, which is loaded if there is none yet.

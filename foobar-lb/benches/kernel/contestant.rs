@@ -44,34 +44,26 @@ impl Loaded {
 }
 
 impl Contestant {
-    /// Checks what becomes of the first packet. Packets come by `interface`.
-    pub fn prepare(case: Case, program: Loaded, interface: u32) -> Result<Self> {
-        let Case { subject, flows } = case;
-        let numbered = Flows::Numbered(flows);
-        let (mut path, mut opened, mut list) = (subject.path(), 0, vec![]);
-        if let Subject::Balancer(setup @ Setup { mode: Mode::Snat, .. }, kind, packet) = subject
-            && (kind == Kind::Reply || packet == Packet::Ack)
+    /// Opens flows where only a SYN does, and checks what becomes of the first packet. Packets come by `interface`.
+    pub fn prepare(case: Case, program: Loaded, mut path: Path, interface: u32) -> Result<Self> {
+        let (mut opened, mut list) = (0, vec![]);
+        if let Subject::Balancer(setup @ Setup { mode: Mode::Snat, .. }, kind, packet @ Packet::Ack) =
+            case.subject
         {
-            let syns = Path::of_beginnings(setup);
-            let mut generator = Generator::load(&syns.template, numbered, interface)?;
-            opened = flows;
-            match kind {
-                Kind::Reply => {
-                    let sent = open_flows(&mut generator, flows, &program.fd)?;
-                    (path, list) = Path::of_replies(&sent, packet);
-                }
-                Kind::Forward | Kind::Pass => drop(generator.send(flows as u32, Some(&program.fd))?),
+            let sent = open_flows(setup, case.flows, &program.fd, interface)?;
+            opened = case.flows;
+            if kind == Kind::Reply {
+                (path, list) = Path::of_replies(&sent, packet);
             }
         }
-        let flows = if list.is_empty() { numbered } else { Flows::Listed(&list) };
+        let flows = if list.is_empty() { Flows::Numbered(case.flows) } else { Flows::Listed(&list) };
         let generator = Generator::load(&path.template, flows, interface)?;
-        let (alone, both) = (Rounds::default(), Rounds::default());
-        let mut contestant = Self { case, program, path, generator, sent: 0, opened, alone, both };
+        let mut contestant = Self { opened, ..Self::given(case, program, path, generator) };
         contestant.warm_up()?;
         Ok(contestant)
     }
 
-    /// One that others have loaded.
+    /// One that has nothing to be opened or checked any more.
     pub fn given(case: Case, program: Loaded, path: Path, generator: Generator) -> Self {
         let (alone, both) = (Rounds::default(), Rounds::default());
         Self { case, program, path, generator, sent: 0, opened: 0, alone, both }
@@ -115,7 +107,9 @@ impl Contestant {
     }
 }
 
-/// Opens flows one by one, by packets as the generator makes them. Returns where each was sent from and to.
-fn open_flows(generator: &mut Generator, flows: u64, program: &ProgramFd) -> Result<Vec<[SocketAddr; 2]>> {
+/// Opens flows one by one. Returns where each was sent from and to.
+fn open_flows(setup: Setup, flows: u64, program: &ProgramFd, interface: u32) -> Result<Vec<[SocketAddr; 2]>> {
+    let path = Path::of_beginnings(setup);
+    let mut generator = Generator::load(&path.template, Flows::Numbered(flows), interface)?;
     (0..flows).map(|_| ends_of(&generator.send(1, Some(program))?.1)).collect()
 }

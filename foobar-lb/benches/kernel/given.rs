@@ -73,7 +73,7 @@ impl Given {
         for &flows in counts(all) {
             let case = Case { subject: Subject::Parse(family), flows };
             let parse = Loaded::new(&baseline.program("parse")?)?;
-            contestants.push(Contestant::prepare(case, parse, interface)?);
+            contestants.push(Contestant::prepare(case, parse, Path::unchanged(family), interface)?);
         }
         for packet in packets {
             for &flows in counts(all) {

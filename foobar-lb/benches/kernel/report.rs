@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aya::programs::ProgramInfo;
 use serde_json::{Value, json};
 

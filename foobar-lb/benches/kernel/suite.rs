@@ -6,7 +6,7 @@ use crate::{
     address::Family,
     frame::Packet,
     generator::ENDLESS,
-    path::{Kind, Path},
+    path::Kind,
     setup::{Mode, Setup, Slots},
 };
 
@@ -80,15 +80,6 @@ impl Subject {
             Self::Parse(family) | Self::Given(family, _) | Self::Balancer(Setup { family, .. }, ..) => {
                 Some(*family)
             }
-        }
-    }
-
-    /// What its packets are and become.
-    pub fn path(&self) -> Path {
-        match *self {
-            Self::Transmit => Path::unchanged(Family::V4),
-            Self::Parse(family) | Self::Given(family, _) => Path::unchanged(family),
-            Self::Balancer(setup, kind, packet) => Path::of(setup, kind, packet),
         }
     }
 
