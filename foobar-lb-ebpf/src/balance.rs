@@ -50,6 +50,7 @@ fn balance_untagged<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict
     }
     match decision {
         Decision::Verdict(verdict) => verdict,
+        Decision::Look => pass_or_answer(packet, tables),
         Decision::Complain(reason, mtu) => complain(packet, tables, reason, mtu),
         Decision::Translate(verdict, is_error) if nat64::translate(packet, tables, is_error) => verdict,
         // Its mappings have gone again meanwhile.
@@ -68,6 +69,8 @@ fn enter<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<(Tags, u32)
 pub enum Decision {
     /// This, and it is ready for it.
     Verdict(Verdict),
+    /// What [`pass_or_answer`] says.
+    Look,
     /// Its flow needs mappings to this backend, and then it is to be decided again.
     Open(u32),
     /// This, when it has been made a packet of the other IP; whether it is an ICMP error.
@@ -76,13 +79,14 @@ pub enum Decision {
     Complain(Reason, u32),
 }
 
-/// [`balance`] but for the rare: complaining, making a packet one of the other IP, and opening a flow that needs mappings;
+/// [`balance`] but for the rare: packets without ports, complaining, making a packet one of the other IP, and opening a flow that needs mappings;
 /// `is_open` after that.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_open: bool) -> Decision {
     let mut parsed = Parsed::new();
     let reason = match try_balance(packet, tables, &mut parsed, is_open) {
         Ok(verdict) => return Decision::Verdict(verdict),
+        Err(Halt::Look) => return Decision::Look,
         Err(Halt::Open(backend)) => return Decision::Open(backend),
         Err(Halt::Translate(verdict)) => {
             return Decision::Translate(verdict, matches!(parsed.kind, Kind::Error { .. }));
@@ -117,6 +121,8 @@ impl Decision {
 pub enum Halt {
     /// For this.
     For(Reason),
+    /// [`Decision::Look`].
+    Look,
     /// [`Decision::Open`].
     Open(u32),
     /// [`Decision::Translate`].
@@ -138,12 +144,11 @@ fn try_balance<P: Packet, T: Tables>(
     is_open: bool,
 ) -> Result<Verdict, Halt> {
     let ingress = packet.ingress();
-    let readable = parsed.parse(packet);
-    if readable.is_ok() {
+    if parsed.parse(packet).is_ok() {
         fragment::recall_ports(parsed, tables);
     }
     if parsed.kind == Kind::Opaque {
-        return Ok(pass_or_answer(&mut packet.frame(), tables, ingress, readable, parsed)?);
+        return Err(Halt::Look);
     }
     let mut hop = Hop::default();
     let mut vip = Vip::default();

@@ -118,6 +118,8 @@ pub fn run(context: &XdpContext) -> u32 {
 const TRANSLATE_ERROR: u32 = 1 << 28;
 /// The same of any other packet.
 const TRANSLATE: u32 = 1 << 29;
+/// In the place of an XDP action: what has no ports is to be looked at.
+const LOOK: u32 = 1 << 27;
 /// In the place of an XDP action: the flow needs mappings to the backend above it, or has them now.
 const OPEN: u32 = 1 << 30;
 /// Beside a reason, in the place of an XDP action, with an MTU above it.
@@ -131,13 +133,14 @@ fn to_word(decision: &Decision) -> u64 {
         Decision::Verdict(verdict) => with(action(verdict), egress(verdict)),
         Decision::Translate(verdict, false) => with(TRANSLATE | action(verdict), egress(verdict)),
         Decision::Translate(verdict, true) => with(TRANSLATE_ERROR | action(verdict), egress(verdict)),
+        Decision::Look => with(LOOK, 0),
         Decision::Open(backend) => with(OPEN, backend),
         Decision::Complain(reason, mtu) => with(COMPLAIN | reason as u32, mtu),
     }
 }
 
 #[inline(always)]
-const fn action(verdict: Verdict) -> u32 {
+pub const fn action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -169,6 +172,7 @@ extern "C" fn finish(context: *mut xdp_md, decision: u64, ingress: u32, tags: u6
     let (action, detail) = (decision as u32, (decision >> 32) as u32);
     let action = match action {
         OPEN => xdp_action::XDP_DROP,
+        LOOK => functions::pass_or_answer(context, ingress),
         _ if action & COMPLAIN != 0 => complain(context, ingress, action & !COMPLAIN, detail),
         _ if action & TRANSLATE != 0 => functions::translate(context, action & !TRANSLATE),
         _ if action & TRANSLATE_ERROR != 0 => functions::translate_error(context, action & !TRANSLATE_ERROR),

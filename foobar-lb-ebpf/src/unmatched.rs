@@ -4,26 +4,43 @@ use crate::{
     announce, echo,
     flow::{Kind, Parsed},
     layout::address_flag,
-    packet::Frame,
-    reason::{Reason, Verdict},
+    packet::{Frame, Packet},
+    reason::{Action, Reason, Verdict},
     tables::Tables,
 };
 
 /// A packet without ports is never balanced: it may ask who has an announced VIP, else the kernel may have it.
 #[inline(always)]
-pub fn pass_or_answer<T: Tables>(
+pub fn pass_or_answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let mut parsed = Parsed::new();
+    let readable = parsed.parse(packet);
+    let ingress = packet.ingress();
+    let reason = match answer(&mut packet.frame(), tables, ingress, readable, &parsed) {
+        Ok(()) => unmatched(&parsed, tables.vip(&parsed.flow.destination.address).flags),
+        Err(reason) => reason,
+    };
+    tables.count(reason, parsed.frame_length(&packet.frame()));
+    match reason.action() {
+        Action::Answer => Verdict::Transmit,
+        Action::Pass => Verdict::Pass,
+        _ => Verdict::Drop,
+    }
+}
+
+/// `Err` where it is clear what becomes of it.
+#[inline(always)]
+fn answer<T: Tables>(
     frame: &mut Frame<'_>,
     tables: &T,
     ingress: u32,
     readable: Result<(), Reason>,
     parsed: &Parsed,
-) -> Result<Verdict, Reason> {
+) -> Result<(), Reason> {
     if matches!(readable, Ok(()) | Err(Reason::NotIp | Reason::NotForService)) {
         announce::answer(frame, tables, ingress)?;
     }
     readable?;
-    echo::answer(frame, tables, parsed)?;
-    Err(unmatched(parsed, tables.vip(&parsed.flow.destination.address).flags))
+    echo::answer(frame, tables, parsed)
 }
 
 /// A packet to a VIP that no service wants must not be passed on unless the kernel has that address: the next

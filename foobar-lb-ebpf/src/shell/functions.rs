@@ -12,10 +12,19 @@ use foobar_lb_ebpf::{
     packet::Packet,
     quic,
     snat::{self, Added, Claim},
+    unmatched,
 };
 
-use super::Maps;
+use super::{Maps, action};
 use crate::arrived::Arrived;
+
+/// [`unmatched::pass_or_answer`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pass_or_answer(context: *mut xdp_md, ingress: u32) -> u32 {
+    let (tables, context) = (Maps { context }, XdpContext::new(context));
+    action(unmatched::pass_or_answer(&mut Arrived::by(ingress, &context), &tables))
+}
 
 /// [`nat64::translate`]; `action` where it could.
 #[unsafe(no_mangle)]
