@@ -28,7 +28,7 @@ impl Change {
         let (old, _) = old.0.as_chunks::<4>();
         let (new, _) = new.0.as_chunks::<4>();
         for (old, new) in old.iter().zip(new) {
-            self.0 += u64::from(!u32::from_ne_bytes(*old)) + u64::from(u32::from_ne_bytes(*new));
+            self = self.long(*old, *new);
         }
         self
     }
@@ -37,6 +37,12 @@ impl Change {
     #[inline(always)]
     pub fn word(self, old: [u8; 2], new: [u8; 2]) -> Self {
         Self(self.0 + u64::from(!u16::from_ne_bytes(old)) + u64::from(u16::from_ne_bytes(new)))
+    }
+
+    /// Four bytes at an even offset were replaced.
+    #[inline(always)]
+    pub fn long(self, old: [u8; 4], new: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(!u32::from_ne_bytes(old)) + u64::from(u32::from_ne_bytes(new)))
     }
 
     /// Four bytes came in at an even offset.

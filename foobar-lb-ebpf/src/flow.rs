@@ -3,9 +3,9 @@
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
-    headers::{Ethernet, Icmp, Ports, Side, UDP_LENGTH, ether_type},
+    headers::{Ethernet, Icmp, Ports, Side, UDP_LENGTH},
     ip::{Family, Ip},
-    layout::{Address, Endpoint, FlowKey, TCP, UDP},
+    layout::{Address, Endpoint, FlowKey, TCP, UDP, mapped},
     packet::{Frame, Packet},
     reason::Reason,
 };
@@ -120,11 +120,7 @@ impl Parsed {
         let frame = packet.frame();
         let ethernet = frame.at::<Ethernet>(0)?;
         let to_many = ethernet.is_to_many();
-        self.family = match ethernet.ether_type {
-            ether_type::IPV4 => Family::V4,
-            ether_type::IPV6 => Family::V6,
-            _ => return Err(Reason::NotIp),
-        };
+        self.family = Family::of_ether_type(ethernet.ether_type).ok_or(Reason::NotIp)?;
         self.ip = self.family.read(&frame, IP)?;
         self.family.address(&frame, IP, Side::Source, &mut self.flow.source.address)?;
         self.family.address(&frame, IP, Side::Destination, &mut self.flow.destination.address)?;
@@ -183,10 +179,8 @@ impl Parsed {
     /// The ports of its flow, and what they are of.
     #[inline(always)]
     pub fn set_ports(&mut self, source: [u8; 2], destination: [u8; 2], protocol: u8) {
-        for (end, port) in [(&mut self.flow.source, source), (&mut self.flow.destination, destination)] {
-            end.port = port;
-            end.protocol = protocol;
-        }
+        self.flow.source.set_port(source, protocol);
+        self.flow.destination.set_port(destination, protocol);
     }
 
     #[inline(always)]
@@ -241,18 +235,25 @@ impl Default for Parsed {
     }
 }
 
-/// The key of the flow hash: one word for each word of a flow.
-pub type HashKey = [u32; 10];
+/// The key of the flow hash: one word for each word of a flow, and, its lower half first, what the prefix of mapped
+/// addresses adds to the sum of every IPv4 flow.
+pub type HashKey = [u32; WORDS + 2];
+
+/// Words of a flow.
+const WORDS: usize = 10;
 
 /// Expands a seed (splitmix64) into a hash key.
 pub fn hash_key(seed: u64) -> HashKey {
     let mut state = seed;
-    core::array::from_fn(|_| {
+    let mut key: HashKey = core::array::from_fn(|_| {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) >> 32) as u32
-    })
+    });
+    let prefix = sum_prefix(&key, &mapped([0; 4]), &mapped([0; 4]));
+    (key[WORDS], key[WORDS + 1]) = (prefix as u32, (prefix >> 32) as u32);
+    key
 }
 
 /// Hashes a flow by NH, the universal hash of UMAC (RFC 4418, 5.2.2): a sum of products of keyed words. Whoever
@@ -260,18 +261,31 @@ pub fn hash_key(seed: u64) -> HashKey {
 /// one backend; five multiplications. Being universal is not being uniform, so the sum is mixed at the end.
 #[inline(always)]
 pub fn hash(key: &HashKey, flow: &FlowKey) -> u64 {
+    const LAST: usize = 3;
     let FlowKey { source, destination } = flow;
-    let (source_words, _) = source.address.0.as_chunks::<4>();
-    let (destination_words, _) = destination.address.0.as_chunks::<4>();
     let ports = [source.port[0], source.port[1], destination.port[0], destination.port[1]];
-    let mut sum = product(key[8], u32::from_be_bytes(ports), key[9], u32::from(source.protocol));
-    for word in 0..4 {
-        let source = u32::from_be_bytes(source_words[word]);
-        let destination = u32::from_be_bytes(destination_words[word]);
-        sum = sum.wrapping_add(product(key[word], source, key[4 + word], destination));
-    }
+    let sum = product(key[8], u32::from_be_bytes(ports), key[9], u32::from(source.protocol))
+        .wrapping_add(product_at(key, LAST, &source.address, &destination.address));
+    let is_v4 = [source, destination].map(|end| Family::of(&end.address)) == [Family::V4; 2];
+    let sum = sum.wrapping_add(match is_v4 {
+        true => u64::from(key[WORDS + 1]) << 32 | u64::from(key[WORDS]),
+        false => sum_prefix(key, &source.address, &destination.address),
+    });
     let mixed = (sum ^ (sum >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ (mixed >> 32)
+}
+
+/// What all words but the last of two addresses add to the sum.
+#[inline(always)]
+fn sum_prefix(key: &HashKey, source: &Address, destination: &Address) -> u64 {
+    let product = |word| product_at(key, word, source, destination);
+    product(0).wrapping_add(product(1)).wrapping_add(product(2))
+}
+
+#[inline(always)]
+fn product_at(key: &HashKey, word: usize, source: &Address, destination: &Address) -> u64 {
+    let at = |address: &Address| u32::from_be_bytes(address.0.as_chunks::<4>().0[word]);
+    product(key[word], at(source), key[4 + word], at(destination))
 }
 
 #[inline(always)]
@@ -290,7 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{layout::mapped, packet::Buffer};
+    use crate::{headers::ether_type, packet::Buffer};
 
     fn flow(client: u32, port: u16) -> FlowKey {
         FlowKey {

@@ -57,7 +57,7 @@ fn rewrite_end(
             }
             let port = to.port_or(from.port);
             *side.port(frame.at_mut::<Ports>(parsed.ip.next)?) = port;
-            let change = Change::new().address(&from.address, &to.address).word(from.port, port);
+            let change = parsed.family.change(&from.address, &to.address).word(from.port, port);
             let check = checksum(frame, parsed.ip.next, to.protocol)?;
             *check = apply(change, to.protocol, *check);
             Ok(())

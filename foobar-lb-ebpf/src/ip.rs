@@ -5,7 +5,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     checksum::Change,
     extension::{Beyond, is_extension},
-    headers::{Side, ether_type},
+    headers::{EtherType, Side, ether_type},
     layout::{Address, MAPPED_PREFIX, mapped},
     packet::Frame,
     reason::Reason,
@@ -67,6 +67,28 @@ impl Family {
     #[inline(always)]
     pub fn of(address: &Address) -> Self {
         if is_mapped(&address.0) { Self::V4 } else { Self::V6 }
+    }
+
+    /// That of a packet behind an Ethernet header that says this.
+    #[inline(always)]
+    pub const fn of_ether_type(ether_type: EtherType) -> Option<Self> {
+        // As numbers, because LLVM compares arrays byte by byte.
+        const IPV4: u16 = u16::from_ne_bytes(ether_type::IPV4);
+        const IPV6: u16 = u16::from_ne_bytes(ether_type::IPV6);
+        match u16::from_ne_bytes(ether_type) {
+            IPV4 => Some(Self::V4),
+            IPV6 => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    /// What it changes in a checksum that one address is replaced by another.
+    #[inline(always)]
+    pub fn change(self, old: &Address, new: &Address) -> Change {
+        match self {
+            Self::V4 => Change::new().long(unmapped(old), unmapped(new)),
+            Self::V6 => Change::new().address(old, new),
+        }
     }
 
     /// The other one.
@@ -142,8 +164,8 @@ impl Family {
         *address = match (self, side) {
             (Self::V4, Side::Source) => mapped(frame.at::<Ipv4Hdr>(offset)?.src_addr),
             (Self::V4, Side::Destination) => mapped(frame.at::<Ipv4Hdr>(offset)?.dst_addr),
-            (Self::V6, Side::Source) => Address(frame.at::<Ipv6Hdr>(offset)?.src_addr),
-            (Self::V6, Side::Destination) => Address(frame.at::<Ipv6Hdr>(offset)?.dst_addr),
+            (Self::V6, Side::Source) => in_words(frame.at::<Ipv6Hdr>(offset)?.src_addr),
+            (Self::V6, Side::Destination) => in_words(frame.at::<Ipv6Hdr>(offset)?.dst_addr),
         };
         Ok(())
     }
@@ -181,9 +203,9 @@ impl Family {
                     Side::Source => &mut header.src_addr,
                     Side::Destination => &mut header.dst_addr,
                 };
-                let old = mapped(*place);
+                let change = Change::new().long(*place, unmapped(address));
                 *place = unmapped(address);
-                header.check = Change::new().address(&old, address).apply(header.check);
+                header.check = change.apply(header.check);
             }
             Self::V6 => {
                 let header = frame.at_mut::<Ipv6Hdr>(offset)?;
@@ -374,6 +396,13 @@ fn read_v6(header: &Ipv6Hdr, offset: u32) -> Result<Ip, Reason> {
         first: true,
         ..Ip::default()
     })
+}
+
+/// An address that is copied in whole words: LLVM takes it byte by byte otherwise.
+#[inline(always)]
+fn in_words(address: [u8; 16]) -> Address {
+    let words: [u64; 2] = zerocopy::transmute!(address);
+    zerocopy::transmute!(words)
 }
 
 #[inline(always)]

@@ -79,7 +79,7 @@ static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::B
 static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
 
 #[unsafe(no_mangle)]
-static HASH_KEY: HashKey = [0; 10];
+static HASH_KEY: HashKey = [0; size_of::<HashKey>() / size_of::<u32>()];
 
 /// The user-space half is under the licence of the project; the kernel asks for the GPL of whatever calls
 /// its helpers.
