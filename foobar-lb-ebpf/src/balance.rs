@@ -79,8 +79,8 @@ pub enum Decision {
     Complain(Reason, u32),
 }
 
-/// [`balance`] but for the rare: packets without ports, complaining, making a packet one of the other IP, and opening a flow that needs mappings;
-/// `is_open` after that.
+/// [`balance`] but for the rare: packets without ports, complaining, making a packet one of the other IP, and opening a
+/// flow that needs mappings; `is_open` after that.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, is_open: bool) -> Decision {
     let mut parsed = Parsed::new();
@@ -144,8 +144,13 @@ fn try_balance<P: Packet, T: Tables>(
     is_open: bool,
 ) -> Result<Verdict, Halt> {
     let ingress = packet.ingress();
-    if parsed.parse(packet).is_ok() {
-        fragment::recall_ports(parsed, tables);
+    if parsed.parse_ip(packet).is_ok() {
+        if !parsed.concerns(tables) {
+            return Err(Reason::NotForService.into());
+        }
+        if parsed.parse_flow(packet).is_ok() {
+            fragment::recall_ports(parsed, tables);
+        }
     }
     if parsed.kind == Kind::Opaque {
         return Err(Halt::Look);

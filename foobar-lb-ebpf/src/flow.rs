@@ -8,6 +8,7 @@ use crate::{
     layout::{Address, Endpoint, FlowKey, TCP, UDP, mapped},
     packet::{Frame, Packet},
     reason::Reason,
+    tables::Tables,
 };
 
 /// What a packet is to its flow.
@@ -89,6 +90,8 @@ pub struct Parsed {
     pub ip: Ip,
     /// Largest IP packet that would have fitted, in bytes; set where this one is too big.
     pub mtu: u32,
+    /// Anything may be known of its destination.
+    pub to_known: bool,
 }
 
 /// Offset of the IP header.
@@ -111,12 +114,20 @@ impl Parsed {
             family: Family::V4,
             ip: Ip::default(),
             mtu: 0,
+            to_known: false,
         }
     }
 
     /// Reads a packet as far as its flow. One that is cut short behind its IP header stays opaque.
     #[inline(always)]
     pub fn parse<P: Packet>(&mut self, packet: &mut P) -> Result<(), Reason> {
+        self.parse_ip(packet)?;
+        self.parse_flow(packet)
+    }
+
+    /// Reads its IP header.
+    #[inline(always)]
+    pub fn parse_ip<P: Packet>(&mut self, packet: &mut P) -> Result<(), Reason> {
         let frame = packet.frame();
         let ethernet = frame.at::<Ethernet>(0)?;
         let to_many = ethernet.is_to_many();
@@ -128,9 +139,20 @@ impl Parsed {
             packet.beyond(self.ip.next, self.ip.protocol, MOST_EXTENSIONS).apply(&mut self.ip);
         }
         // What was sent to many is neither forwarded nor complained of (RFC 1812, 5.3.4 and 4.3.2.7).
-        if to_many {
-            return Err(Reason::NotForService);
-        }
+        if to_many { Err(Reason::NotForService) } else { Ok(()) }
+    }
+
+    /// Whether anything may be known of its ends. With ICMP, those of others may be meant.
+    #[inline(always)]
+    pub fn concerns<T: Tables>(&mut self, tables: &T) -> bool {
+        let FlowKey { source, destination } = &self.flow;
+        self.to_known = self.ip.protocol == self.family.icmp() || tables.knows(&destination.address);
+        self.to_known || tables.knows(&source.address)
+    }
+
+    /// Reads what is behind its IP header.
+    #[inline(always)]
+    pub fn parse_flow<P: Packet>(&mut self, packet: &mut P) -> Result<(), Reason> {
         if !self.ip.first {
             // No header behind it is read, so nothing else tells whether its own ends within the packet and the frame.
             let is_whole = u64::from(self.ip.next) <= packet.frame().len().min(self.end().into());

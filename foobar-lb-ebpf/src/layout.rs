@@ -3,6 +3,7 @@
 //! there is one address type and one path. Deriving `IntoBytes` refuses a type with hidden padding.
 
 mod flows;
+mod known;
 mod quic;
 mod vlan;
 
@@ -10,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use self::{
     flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state},
+    known::{KNOWN_WORDS, known_bit},
     quic::{Quic, ServerId},
     vlan::{Tags, VLAN_DEVICE, VlanKey},
 };
@@ -30,6 +32,9 @@ pub mod name {
     pub const ADDRESSES: &str = "ADDRESSES";
     /// [`PrefixKey`](super::PrefixKey) -> [`Vip`](super::Vip); longest prefix match, asked where `ADDRESSES` has nothing.
     pub const PREFIXES: &str = "PREFIXES";
+    /// Index of a word -> 64 bits of the addresses of `SERVICES`, `REPLIES`, `ADDRESSES` and of all prefixes, see
+    /// [`known_bit`](super::known_bit); mmapable array.
+    pub const KNOWN: &str = "KNOWN";
     /// [`DirectKey`](super::DirectKey) -> 1; longest prefix match.
     pub const DIRECT: &str = "DIRECT";
     /// Slot index -> [`Slot`](super::Slot) as one word; mmapable array, the arena of all Maglev tables.

@@ -19,9 +19,9 @@ use foobar_lb_ebpf::{
     forward::{Hop, Question},
     headers::Side,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Tags, Traffic, Tunnel,
-        VLAN_DEVICE, Vip, VlanKey, capacity,
+        Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, KNOWN_WORDS,
+        Mapping, PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Tags, Traffic,
+        Tunnel, VLAN_DEVICE, Vip, VlanKey, capacity, known_bit,
     },
     packet::Packet,
     reason::{Reason, Verdict},
@@ -50,6 +50,8 @@ static REPLY_RANGES: LpmTrie<ReplyKey, Reply> =
 static ADDRESSES: HashMap<Address, Vip> = HashMap::with_max_entries(capacity::ADDRESSES, 0);
 #[map]
 static PREFIXES: LpmTrie<PrefixKey, Vip> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
+static KNOWN: Array<Word> = Array::with_max_entries(KNOWN_WORDS, BPF_F_MMAPABLE);
 #[map]
 static DIRECT: LpmTrie<DirectKey, u32> = LpmTrie::with_max_entries(capacity::DIRECT, BPF_F_NO_PREALLOC);
 #[map]
@@ -323,6 +325,12 @@ impl Tables for Maps {
             PREFIXES.get(&Aligned(Key::new(PrefixKey::BITS, key)).0)
         };
         vip.or_else(prefix).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn knows(&self, address: &Address) -> bool {
+        let (index, bit) = known_bit(address);
+        KNOWN.get(index).is_some_and(|word| word.load() & bit != 0)
     }
 
     #[inline(always)]

@@ -32,6 +32,8 @@ pub trait Tables {
     fn reply(&self, source: &Endpoint) -> Option<&Reply>;
     /// What is known of an address, by itself or as one of a prefix; nothing of one of no interest.
     fn vip(&self, address: &Address) -> Vip;
+    /// Whether anything may be known of an address: where not, no other table has it.
+    fn knows(&self, address: &Address) -> bool;
     /// Whether the client is in this list of direct clients.
     fn is_direct(&self, list: u32, client: &Address) -> bool;
     /// A slot of the arena.

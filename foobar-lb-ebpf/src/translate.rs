@@ -75,6 +75,9 @@ pub fn find<'t, T: Tables>(
     tables: &'t T,
     vip: &mut Vip,
 ) -> (Option<&'t Service>, Option<&'t Mapping>) {
+    if !parsed.to_known {
+        return (None, None);
+    }
     let destination = &parsed.flow.destination;
     if let Some(service) = tables.service(destination) {
         return (Some(service), None);

@@ -27,8 +27,8 @@ pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
-        Address, Backend, Count, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey,
-        ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, VlanKey, name,
+        Address, Backend, Count, DirectKey, Endpoint, Interface, KNOWN_WORDS, PrefixKey, RangeKey, Reply,
+        ReplyKey, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, name,
     },
     reason::Reason,
 };
@@ -86,9 +86,14 @@ pub enum Error {
         /// What the kernel said.
         source: Box<MapError>,
     },
-    /// The slots could not be mapped into memory.
-    #[error("cannot map the slots into memory")]
-    Mmap(#[source] io::Error),
+    /// A map could not be mapped into memory.
+    #[error("cannot map the map {map} into memory")]
+    Mmap {
+        /// The map.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel did not tell how much memory a map takes.
     #[error("cannot read how much memory the map {map} takes")]
     Memory {
@@ -123,6 +128,7 @@ const ENDPOINT: usize = size_of::<Endpoint>();
 pub struct Bpf {
     ebpf: Ebpf,
     slots: MmapRaw,
+    known: MmapRaw,
     services: Words<ENDPOINT, { size_of::<Service>() }>,
     ranges: Tree<{ size_of::<RangeKey>() }, { size_of::<Service>() }>,
     replies: Words<ENDPOINT, { size_of::<Reply>() }>,
@@ -170,7 +176,8 @@ impl Bpf {
         let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
         load_program(&mut ebpf, name::PROGRAM)?;
         Ok(Self {
-            slots: map_slots(&mut ebpf, capacities.slots)?,
+            slots: map_words(&mut ebpf, name::SLOTS, capacities.slots)?,
+            known: map_words(&mut ebpf, name::KNOWN, KNOWN_WORDS)?,
             services: take(&mut ebpf, name::SERVICES)?,
             ranges: take(&mut ebpf, name::RANGES)?,
             replies: take(&mut ebpf, name::REPLIES)?,
@@ -243,7 +250,11 @@ impl Bpf {
                 put_prefix(&mut self.prefixes, key, vip, name::PREFIXES)
             }
             Step::StoreSlots { table, place, slots } => {
-                self.store_slots(table + place, slots);
+                store_words(&self.slots, table + place, slots.iter().map(|slot| slot.to_word()));
+                Ok(())
+            }
+            Step::StoreKnown(word, bits) => {
+                store_words(&self.known, *word, [*bits].into_iter());
                 Ok(())
             }
             Step::PutService(end, service) => {
@@ -302,18 +313,6 @@ impl Bpf {
         let zeros = PerCpuValues::try_from(vec![[0; size_of::<Traffic>()]; cpus])
             .expect("there are as many CPUs as before");
         self.traffic.set(id, zeros, 0).map_err(failed(name::TRAFFIC, "write"))
-    }
-
-    fn store_slots(&self, first: u32, slots: &[Slot]) {
-        let end = first as usize + slots.len();
-        assert!(end * size_of::<u64>() <= self.slots.len(), "the plan stays within the arena");
-        let arena = self.slots.as_mut_ptr().cast::<u64>();
-        for (index, slot) in (first as usize..).zip(slots) {
-            // SAFETY: within the mapping, as asserted; a page is aligned more than a word, and the kernel's
-            // side too only loads whole words.
-            let word = unsafe { AtomicU64::from_ptr(arena.add(index)) };
-            word.store(slot.to_word(), Ordering::Release);
-        }
     }
 
     /// What a backend was sent and sent back since it got its id.
@@ -392,10 +391,24 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -
     T::try_from(taken).map_err(failed(map, "use"))
 }
 
-fn map_slots(ebpf: &mut Ebpf, slots: u32) -> Result<MmapRaw, Error> {
-    let map: Array<MapData, u64> = take(ebpf, name::SLOTS)?;
-    let length = slots as usize * size_of::<u64>();
-    MmapOptions::new().len(length).map_raw(&map.map().fd().as_fd()).map_err(Error::Mmap)
+fn map_words(ebpf: &mut Ebpf, name: &'static str, words: u32) -> Result<MmapRaw, Error> {
+    let map: Array<MapData, u64> = take(ebpf, name)?;
+    let length = words as usize * size_of::<u64>();
+    let mapped = MmapOptions::new().len(length).map_raw(&map.map().fd().as_fd());
+    mapped.map_err(|source| Error::Mmap { map: name, source })
+}
+
+/// Stores words from the one with this index on.
+fn store_words(map: &MmapRaw, first: u32, words: impl ExactSizeIterator<Item = u64>) {
+    let end = first as usize + words.len();
+    assert!(end * size_of::<u64>() <= map.len(), "the plan stays within the map");
+    let start = map.as_mut_ptr().cast::<u64>();
+    for (index, value) in (first as usize..).zip(words) {
+        // SAFETY: within the mapping, as asserted; a page is aligned more than a word, and the kernel's
+        // side too only loads whole words.
+        let word = unsafe { AtomicU64::from_ptr(start.add(index)) };
+        word.store(value, Ordering::Release);
+    }
 }
 
 fn failed(map: &'static str, what: &'static str) -> impl Fn(MapError) -> Error {

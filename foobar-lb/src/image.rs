@@ -72,6 +72,8 @@ impl Image {
             Step::PutAddress(address, vip) => drop(self.addresses.insert(*address, *vip)),
             Step::PutPrefix(prefix, vip) => drop(self.prefixes.insert(*prefix, *vip)),
             Step::StoreSlots { table, place, slots } => self.store(*table, *place, slots),
+            // What follows from the other maps is no part of it.
+            Step::StoreKnown(..) => {}
             Step::PutService(end, service) => drop(self.services.insert(*end, *service)),
             Step::PutRange(prefix, service) => drop(self.ranges.insert(*prefix, *service)),
             Step::RemoveService(end) => drop(self.services.remove(end)),

@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod decap;
 pub mod health;
 pub mod image;
+pub mod known;
 pub mod maglev;
 pub mod metrics;
 pub mod model;

@@ -9,7 +9,10 @@ use foobar_lb_ebpf::layout::{
     Service, Slot, Sources, Tunnel, Vip, VlanKey,
 };
 
-use crate::image::{Image, Prefix};
+use crate::{
+    image::{Image, Prefix},
+    known::Known,
+};
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub enum Step {
         place: u32,
         slots: Vec<Slot>,
     },
+    /// Replaces a word of the set of known addresses.
+    StoreKnown(u32, u64),
     PutService(Endpoint, Service),
     PutRange(Prefix<RangeKey>, Service),
     PutPrefix(Prefix<PrefixKey>, Vip),
@@ -50,9 +55,18 @@ pub enum Step {
     RemoveInterface(u32),
 }
 
+impl Step {
+    fn store_known((word, bits): (u32, u64)) -> Self {
+        Self::StoreKnown(word, bits)
+    }
+}
+
 /// The steps that lead from the current image to the wanted one; none where they are equal.
 pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     let mut steps = Vec::new();
+    let (before, after) = (Known::of(current), Known::of(wanted));
+    let both = before.with(&after);
+    steps.extend(before.changes(&both).map(Step::store_known));
     put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
     put(&mut steps, &current.vlans, &wanted.vlans, Step::PutVlan);
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
@@ -85,6 +99,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.sources, &wanted.sources, Step::RemoveSources);
     remove(&mut steps, &current.vlans, &wanted.vlans, Step::RemoveVlan);
     remove(&mut steps, &current.interfaces, &wanted.interfaces, Step::RemoveInterface);
+    steps.extend(both.changes(&after).map(Step::store_known));
     steps
 }
 
@@ -190,6 +205,12 @@ mod tests {
         })
     }
 
+    /// Every address that a packet is looked up by is known.
+    fn are_known(known: &Known, image: &Image) -> bool {
+        let needed = Known::of(image);
+        needed.with(known) == *known
+    }
+
     /// Every service has a whole table, and every owner exists.
     fn dangles(image: &Image) -> Option<String> {
         for service in image.services.values().chain(image.ranges.values()) {
@@ -214,12 +235,17 @@ mod tests {
     proptest! {
         #[test]
         fn reaches_any_image_from_any_other_and_no_prefix_dangles(from in images(), to in images()) {
-            let mut image = from.clone();
+            let (mut image, mut known) = (from.clone(), Known::of(&from));
             for step in diff(&from, &to) {
                 image.apply(&step);
+                if let Step::StoreKnown(word, bits) = step {
+                    known.store(word, bits);
+                }
+                prop_assert!(are_known(&known, &image), "after {:?}", step);
                 prop_assert_eq!(dangles(&image), None, "after {:?}", step);
             }
             prop_assert_eq!(&image, &to);
+            prop_assert_eq!(known, Known::of(&to));
             prop_assert_eq!(diff(&image, &to), vec![]);
         }
 

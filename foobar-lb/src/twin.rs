@@ -33,6 +33,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
     image::{Image, Prefix},
+    known::Known,
     plan::Step,
     sweep::{MappedFlow, RememberedFlow, Store},
 };
@@ -49,6 +50,7 @@ pub struct Twin {
     /// What the sockets of the balancer's host take.
     pub host_flows: BTreeSet<FlowKey>,
     image: Image,
+    known: Known,
     hash_key: HashKey,
     flows: Maps,
     mappings: Mappings,
@@ -72,6 +74,7 @@ impl Twin {
             now: 0,
             routes: Vec::new(),
             host_flows: BTreeSet::new(),
+            known: Known::of(&image),
             image,
             hash_key: hash_key(seed),
             flows: Maps::new(flows, half_open),
@@ -87,6 +90,9 @@ impl Twin {
     pub fn apply(&mut self, step: &Step) {
         if let Step::RemoveBackend(id) = step {
             self.traffic.get_mut().remove(id);
+        }
+        if let Step::StoreKnown(word, bits) = step {
+            self.known.store(*word, *bits);
         }
         self.image.apply(step);
     }
@@ -168,6 +174,10 @@ impl Tables for Twin {
         vip.or_else(|| longest(&self.image.prefixes, &PrefixKey { pad: 0, address: address.0 }))
             .copied()
             .unwrap_or_default()
+    }
+
+    fn knows(&self, address: &Address) -> bool {
+        self.known.has(address)
     }
 
     fn is_direct(&self, list: u32, client: &Address) -> bool {
