@@ -10,6 +10,7 @@ mod xdp_pass;
 
 pub use process::{Process, wait_for, wait_until};
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -51,8 +52,8 @@ pub struct Lab {
     prefix: String,
     directory: PathBuf,
     namespaces: Mutex<Vec<String>>,
-    /// They keep XDP programs attached.
-    links: Mutex<Vec<OwnedFd>>,
+    /// They keep XDP programs attached, each by its namespace and interface.
+    links: Mutex<HashMap<(String, String), OwnedFd>>,
 }
 
 impl Lab {
@@ -109,8 +110,13 @@ impl Lab {
     pub fn pass_xdp(&self, namespace: &Namespace, interface: &str) -> Result<()> {
         let link = namespace.enter(|| xdp_pass::attach(interface))?;
         let link = link.with_context(|| format!("no XDP program for {interface} of {}", namespace.name()))?;
-        lock(&self.links).push(link);
+        lock(&self.links).insert(link_key(namespace, interface), link);
         Ok(())
+    }
+
+    /// Takes that program off again, to make room for another.
+    pub fn end_pass_xdp(&self, namespace: &Namespace, interface: &str) {
+        lock(&self.links).remove(&link_key(namespace, interface));
     }
 
     fn remove(&self) -> Result<()> {
@@ -315,6 +321,10 @@ fn fit_for_xdp(namespace: &Namespace, interface: &str) -> Result<()> {
 /// Lists are whole at any moment, also where their last user panicked.
 fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn link_key(namespace: &Namespace, interface: &str) -> (String, String) {
+    (namespace.name().to_owned(), interface.to_owned())
 }
 
 fn sysctl_path(key: &str) -> PathBuf {

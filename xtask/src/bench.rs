@@ -58,6 +58,9 @@ pub enum Subject {
         /// Only contenders with this in their names; may be given several times.
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
+        /// Only loads with this in their names, as in "small"; may be given several times.
+        #[arg(long, value_name = "NAME")]
+        load: Vec<String>,
         /// Writes the results, every turn of them, to this file too, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -93,13 +96,14 @@ pub fn bench(subject: &Subject) -> Result<ExitCode> {
         Subject::Consistency { seed, json } => {
             run_bench("consistency", Place::Sandbox, &[format!("--seed={seed}")], json.as_deref())
         }
-        Subject::Traffic { rounds, minutes, seconds, only, json } => {
+        Subject::Traffic { rounds, minutes, seconds, only, load, json } => {
             let mut arguments = vec![
                 format!("--rounds={rounds}"),
                 format!("--minutes={minutes}"),
                 format!("--seconds={seconds}"),
             ];
             arguments.extend(only.iter().map(|name| format!("--only={name}")));
+            arguments.extend(load.iter().map(|name| format!("--load={name}")));
             bench_traffic(&arguments, json.as_deref())
         }
     }
@@ -121,7 +125,7 @@ fn bench_traffic(arguments: &[String], json: Option<&Path>) -> Result<ExitCode> 
     let mut command = sandbox::command(built.executable("traffic")?, Network::Private)?;
     command.args(arguments);
     command.env("FOOBAR_LB_BIN", programs.executable("foobar-lb")?);
-    command.env("FOOBAR_LB_ROUTER", programs.out_dir("foobar-lb")?.join("foobar-lb-router"));
+    command.env("FOOBAR_LB_OBJECTS", programs.out_dir("foobar-lb")?);
     finish(command, json)
 }
 

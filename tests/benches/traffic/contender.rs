@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use lab::{Namespace, Process};
 
 use super::counters::Counters;
+use super::flood::flood;
 use super::load::{Load, Sample};
 use super::peer;
-use super::router::Router;
+use super::program::Router;
 use super::support::balancer::Balancer;
 use super::support::config::{Service, services};
 use super::support::conversation::Protocol;
@@ -73,6 +74,11 @@ impl Contender {
             Self::KernelRoute | Self::NftablesDnat => Path::Forwarded,
             Self::Haproxy | Self::NginxStream => Path::Delivered,
         }
+    }
+
+    /// Whether it can be put under this load: a proxy of TCP has nothing to do with packets.
+    pub fn can_bear(self, load: Load) -> bool {
+        load != Load::SmallPackets || self.path() != Path::Delivered
     }
 
     /// Whom clients ask, the first half of their connections and the second.
@@ -142,20 +148,24 @@ impl Stand {
     /// Puts a load on it for so many seconds.
     pub fn bear(&self, load: Load, seconds: u64) -> Result<Sample> {
         let before = self.counters()?;
-        let sample = load.run(self.client(), self.contender.asked(), seconds)?;
+        let asked = self.contender.asked();
+        let sample = match load {
+            Load::SmallPackets => flood(&self.site.network, asked[0])?,
+            _ => load.ask(self.client(), asked, seconds)?,
+        };
         self.check_path(before, sample.operations)?;
         Ok(sample)
     }
 
-    /// What was done has to be seen where this contender's packets go, and nowhere else: every operation takes more than
-    /// one packet.
+    /// What was done has to be seen where this contender's packets go, and nowhere else: every operation takes a packet at
+    /// least.
     fn check_path(&self, before: Counters, operations: u64) -> Result<()> {
         let Counters { forwarded, delivered } = self.counters()?.since(before);
         let few = 50 + operations / 100;
         let took_its_way = match self.contender.path() {
             Path::Xdp => forwarded < few && delivered < few,
-            Path::Forwarded => forwarded > operations && delivered < few,
-            Path::Delivered => forwarded < few && delivered > operations,
+            Path::Forwarded => forwarded >= operations && delivered < few,
+            Path::Delivered => forwarded < few && delivered >= operations,
         };
         ensure!(
             took_its_way,
@@ -182,7 +192,9 @@ impl Between {
             Contender::XdpRouter => {
                 Self::Router { _router: Router::attach(balancer, site.network.interfaces)? }
             }
-            Contender::FoobarLb(mode) => Self::FoobarLb { _balancer: site.serve(&service(mode))?.quiet() },
+            Contender::FoobarLb(mode) => {
+                Self::FoobarLb { _balancer: site.serve(&both_services(mode))?.quiet() }
+            }
             Contender::Haproxy => Self::Peer { _process: peer::start_haproxy(balancer)? },
             Contender::NginxStream => Self::Peer { _process: peer::start_nginx_stream(balancer)? },
             Contender::NftablesDnat => {
@@ -193,11 +205,14 @@ impl Between {
     }
 }
 
-/// The service before both servers. Its health checks are as seldom as they are by default.
-fn service(mode: Mode) -> String {
-    let service = Service::new("www", Protocol::Tcp, VIP.port(Family::V4, VIP_PORT))
-        .health(&["kind = \"tcp\"", "interval = \"2s\"", "rise = 1"])
-        .backend("web1", WEB1.port(Family::V4, VIP_PORT))
-        .backend("web2", WEB2.port(Family::V4, VIP_PORT));
-    services(&[mode.keys().iter().fold(service, |service, key| service.key(key))])
+/// The services before both servers, of which that for UDP is for small packets. Health checks are as seldom as they are by
+/// default.
+fn both_services(mode: Mode) -> String {
+    services(&Protocol::BOTH.map(|protocol| {
+        let service = Service::new(protocol.name(), protocol, VIP.port(Family::V4, VIP_PORT))
+            .health(&["kind = \"tcp\"", "interval = \"2s\"", "rise = 1"])
+            .backend("web1", WEB1.port(Family::V4, VIP_PORT))
+            .backend("web2", WEB2.port(Family::V4, VIP_PORT));
+        mode.keys().iter().fold(service, |service, key| service.key(key))
+    }))
 }

@@ -1,4 +1,4 @@
-//! What clients do: loads that wrk puts on servers, and what comes of them.
+//! What clients do, and what comes of it: loads that wrk puts on servers, and small packets one after the other.
 
 use std::fmt;
 use std::fs;
@@ -44,26 +44,35 @@ pub enum Load {
     NewConnections,
     /// A mebibyte, again and again on few connections.
     Downloads,
+    /// UDP in frames of 80 bytes, whom no server sees: they are counted where they leave the balancer, and go no further.
+    SmallPackets,
 }
 
 /// What a turn was worth.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Answers, all of them good.
+    /// Answers, all of them good, or packets that arrived.
     pub operations: u64,
     pub seconds: f64,
-    /// That clients received.
+    /// That clients received, or that packets had when they were sent.
     pub bytes: u64,
-    /// Microseconds that half of all answers took at most.
-    pub p50: f64,
-    /// And 99 of 100.
-    pub p99: f64,
+    /// Of answers.
+    pub latency: Option<Latency>,
     /// That all CPUs of the machine were busy, for clients and servers too.
     pub cpu_seconds: f64,
 }
 
+/// Microseconds that answers took.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// Half of them at most.
+    pub p50: f64,
+    /// 99 of 100 at most.
+    pub p99: f64,
+}
+
 impl Load {
-    pub const ALL: [Self; 3] = [Self::KeepAlive, Self::NewConnections, Self::Downloads];
+    pub const ALL: [Self; 4] = [Self::KeepAlive, Self::NewConnections, Self::Downloads, Self::SmallPackets];
 
     /// Its key in JSON.
     pub fn key(self) -> &'static str {
@@ -71,15 +80,13 @@ impl Load {
             Self::KeepAlive => "keep_alive",
             Self::NewConnections => "new_connections",
             Self::Downloads => "downloads",
+            Self::SmallPackets => "small_packets",
         }
     }
 
     /// What is asked for.
     pub fn path(self) -> &'static str {
-        match self {
-            Self::KeepAlive | Self::NewConnections => "/few",
-            Self::Downloads => "/mebibyte",
-        }
+        if self == Self::Downloads { "/mebibyte" } else { "/few" }
     }
 
     /// What servers are asked for, into the directory that they serve.
@@ -90,7 +97,7 @@ impl Load {
     }
 
     /// Asks both servers, each by half of the connections, for so many seconds. All answers have to be good.
-    pub fn run(self, client: &Namespace, servers: [SocketAddr; 2], seconds: u64) -> Result<Sample> {
+    pub fn ask(self, client: &Namespace, servers: [SocketAddr; 2], seconds: u64) -> Result<Sample> {
         let script = client.directory().join(SCRIPT);
         fs::write(&script, lua(servers))?;
         let before = busy_seconds()?;
@@ -103,19 +110,18 @@ impl Load {
         };
         ensure!(errors == 0.0 && operations > 0.0, "clients met errors; wrk printed:\n{output}");
         let seconds = microseconds / 1e6;
-        Ok(Sample { operations: operations as u64, seconds, bytes: bytes as u64, p50, p99, cpu_seconds })
+        let latency = Some(Latency { p50, p99 });
+        Ok(Sample { operations: operations as u64, seconds, bytes: bytes as u64, latency, cpu_seconds })
     }
 
     fn words(self, script: &Path, server: SocketAddr, seconds: u64) -> Vec<String> {
-        let connections = match self {
-            Self::KeepAlive | Self::NewConnections => 32,
-            Self::Downloads => 4,
-        };
+        let connections = if self == Self::Downloads { 4 } else { 32 };
         let mut words = vec![
             "wrk".to_owned(),
             format!("--threads={THREADS}"),
             format!("--connections={connections}"),
             format!("--duration={seconds}s"),
+            "--timeout=30s".to_owned(),
             format!("--script={}", script.display()),
         ];
         if self == Self::NewConnections {
@@ -132,6 +138,7 @@ impl fmt::Display for Load {
             Self::KeepAlive => "keep-alive requests",
             Self::NewConnections => "new connections",
             Self::Downloads => "1 MiB downloads",
+            Self::SmallPackets => "small packets",
         })
     }
 }
@@ -140,11 +147,6 @@ impl Sample {
     /// Operations per second.
     pub fn rate(&self) -> f64 {
         self.operations as f64 / self.seconds
-    }
-
-    /// CPU seconds per operation.
-    pub fn cost(&self) -> f64 {
-        self.cpu_seconds / self.operations as f64
     }
 }
 

@@ -8,12 +8,13 @@
 
 mod contender;
 mod counters;
+mod flood;
 mod load;
 #[path = "../../../foobar-lb/benches/support/machine.rs"]
 mod machine;
 mod peer;
+mod program;
 mod report;
-mod router;
 mod statistics;
 #[path = "../../support/mod.rs"]
 #[expect(dead_code, reason = "the stories of the traffic tests need more of it")]
@@ -51,6 +52,9 @@ struct Arguments {
     /// Only contenders with this in their names; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Only loads with this in their names, as in "small"; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    load: Vec<String>,
     /// Writes the results, every turn of them, to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -72,12 +76,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     ensure!(geteuid().is_root(), "only root may make network namespaces: use `cargo xtask bench traffic`");
     let start = Instant::now();
+    let loads: Vec<_> =
+        Load::ALL.into_iter().filter(|load| is_wanted(&load.to_string(), &arguments.load)).collect();
+    ensure!(!loads.is_empty(), "no load has one of {:?} in its name", arguments.load);
     let stands = stand_up(&arguments.only)?;
     let mut report = Report::new(arguments.seconds)?;
     let limit = Duration::from_secs(60 * arguments.minutes);
     for round in 1..=arguments.rounds {
         eprintln!("round {round}, after {} s", start.elapsed().as_secs());
-        play(round, &stands, &mut report)?;
+        play(round, &stands, &loads, &mut report)?;
         let is_resolved = round >= LEAST_ROUNDS && report.is_resolved();
         if is_resolved || start.elapsed() > limit {
             break;
@@ -89,10 +96,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 /// The contenders that are asked for, each found to work.
 fn stand_up(only: &[String]) -> Result<Vec<Stand>> {
-    let is_wanted = |contender: &Contender| {
-        only.is_empty() || only.iter().any(|part| contender.name().contains(part.as_str()))
-    };
-    let wanted: Vec<_> = Contender::all().into_iter().filter(is_wanted).collect();
+    let wanted: Vec<_> =
+        Contender::all().into_iter().filter(|contender| is_wanted(contender.name(), only)).collect();
     ensure!(!wanted.is_empty(), "no contender has one of {only:?} in its name");
     let stand_up = |(number, contender): (usize, Contender)| {
         let stand = Stand::new(&format!("bench-{number}"), contender);
@@ -101,12 +106,16 @@ fn stand_up(only: &[String]) -> Result<Vec<Stand>> {
     wanted.into_iter().enumerate().map(stand_up).collect()
 }
 
+fn is_wanted(name: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
+}
+
 /// A turn of every contender under every load. Those of one load follow each other, since they are compared.
-fn play(round: u32, stands: &[Stand], report: &mut Report) -> Result<()> {
+fn play(round: u32, stands: &[Stand], loads: &[Load], report: &mut Report) -> Result<()> {
     let mut order: Vec<_> = stands.iter().collect();
-    for load in Load::ALL {
+    for &load in loads {
         order.shuffle(&mut rand::rng());
-        for stand in &order {
+        for stand in order.iter().filter(|stand| stand.contender.can_bear(load)) {
             let contender = stand.contender;
             let sample =
                 stand.bear(load, report.seconds).with_context(|| format!("{}, {load}", contender.name()))?;

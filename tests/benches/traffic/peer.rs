@@ -24,7 +24,7 @@ pub fn start_nginx_stream(namespace: &Namespace) -> Result<Process> {
     start_proxy(namespace, "nginx-stream", ["nginx", "-p", &prefix, "-e", "stderr", "-c", &config])
 }
 
-/// The kernel's destination NAT.
+/// The kernel's destination NAT, of TCP and UDP alike.
 pub fn load_nftables(namespace: &Namespace) -> Result<()> {
     let rules = write(namespace, "dnat.nft", &nftables())?;
     namespace.run(["nft", "-f", &rules])?;
@@ -85,7 +85,7 @@ fn nftables() -> String {
         "table ip nat {{
              chain prerouting {{
                  type nat hook prerouting priority dstnat
-                 ip daddr {} tcp dport {VIP_PORT} dnat to numgen inc mod 2 map {{ 0 : {}, 1 : {} }}
+                 ip daddr {} dnat to numgen inc mod 2 map {{ 0 : {}, 1 : {} }}
              }}
          }}",
         VIP.v4(),

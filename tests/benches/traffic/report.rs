@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
-use super::load::{Load, Sample};
+use super::load::{Latency, Load, Sample};
 use super::machine::Machine;
 use super::statistics::{Ratio, median};
 use super::target::{SUBJECT, TARGETS, Target};
@@ -89,38 +89,61 @@ impl Report {
     }
 
     fn table(&self, load: Load) -> Table {
-        let per = match load {
-            Load::KeepAlive => "CPU s / M requests",
-            Load::NewConnections => "CPU s / M conns",
-            Load::Downloads => "CPU s / GB",
-        };
-        let rate = if load == Load::Downloads { "MB/s" } else { "per second" };
-        let (router, haproxy) = (Contender::XdpRouter, Contender::Haproxy);
-        let mut table =
-            table(&[&load.to_string(), rate, "p50 ms", "p99 ms", per, "x XDP router", "x HAProxy"]);
+        let Units { rate, cost, others, .. } = Units::of(load);
+        let ratios = others.map(|other| format!("x {}", other.name()));
+        let mut table = table(&[&load.to_string(), rate, "p50 ms", "p99 ms", cost, &ratios[0], &ratios[1]]);
         for contender in Contender::all() {
-            if self.samples(load, contender).next().is_none() {
-                continue;
+            if self.samples(load, contender).next().is_some() {
+                table.add_row(self.row(load, contender));
             }
-            let figure = |figure: fn(&Sample) -> f64| self.median(load, contender, figure);
-            let (rate, cost) = match load {
-                Load::Downloads => (
-                    figure(|sample| sample.bytes as f64 / sample.seconds / 1e6),
-                    figure(|sample| sample.cpu_seconds / sample.bytes as f64 * 1e9),
-                ),
-                _ => (figure(Sample::rate), figure(|sample| sample.cost() * 1e6)),
-            };
-            table.add_row([
-                contender.name().to_owned(),
-                format!("{rate:.0}"),
-                format!("{:.2}", figure(|sample| sample.p50 / 1e3)),
-                format!("{:.2}", figure(|sample| sample.p99 / 1e3)),
-                format!("{cost:.2}"),
-                show(self.ratio(load, contender, router)),
-                show(self.ratio(load, contender, haproxy)),
-            ]);
         }
         table
+    }
+
+    fn row(&self, load: Load, contender: Contender) -> Vec<String> {
+        let Units { amount, per, others, .. } = Units::of(load);
+        let figure = |figure: &dyn Fn(&Sample) -> f64| self.median(load, contender, figure);
+        let milliseconds = |latency: fn(Latency) -> f64| {
+            let median = figure(&|sample| sample.latency.map_or(f64::NAN, latency));
+            if median.is_nan() { "-".to_owned() } else { format!("{:.2}", median / 1e3) }
+        };
+        let mut row = vec![
+            contender.name().to_owned(),
+            format!("{:.0}", figure(&|sample| amount(sample) / sample.seconds)),
+            milliseconds(|latency| latency.p50),
+            milliseconds(|latency| latency.p99),
+            format!("{:.2}", figure(&|sample| sample.cpu_seconds / amount(sample) * per)),
+        ];
+        row.extend(others.map(|other| show(self.ratio(load, contender, other))));
+        row
+    }
+}
+
+/// In what a load is told.
+struct Units {
+    rate: &'static str,
+    cost: &'static str,
+    /// Of the rate.
+    amount: fn(&Sample) -> f64,
+    /// How many of that a cost is for.
+    per: f64,
+    /// Whom all are compared with.
+    others: [Contender; 2],
+}
+
+impl Units {
+    fn of(load: Load) -> Self {
+        let operations = |sample: &Sample| sample.operations as f64;
+        let megabytes = |sample: &Sample| sample.bytes as f64 / 1e6;
+        let (rate, cost, amount, per): (_, _, fn(&Sample) -> f64, _) = match load {
+            Load::KeepAlive => ("per second", "CPU s / M requests", operations, 1e6),
+            Load::NewConnections => ("per second", "CPU s / M connections", operations, 1e6),
+            Load::Downloads => ("MB/s", "CPU s / GB", megabytes, 1e3),
+            Load::SmallPackets => ("per second", "CPU s / M packets", operations, 1e6),
+        };
+        let proxy_or_kernel =
+            if load == Load::SmallPackets { Contender::NftablesDnat } else { Contender::Haproxy };
+        Self { rate, cost, amount, per, others: [Contender::XdpRouter, proxy_or_kernel] }
     }
 }
 
@@ -152,7 +175,7 @@ impl fmt::Display for Report {
 
 impl Turn {
     fn to_json(&self) -> Value {
-        let Sample { operations, seconds, bytes, p50, p99, cpu_seconds } = self.sample;
+        let Sample { operations, seconds, bytes, latency, cpu_seconds } = self.sample;
         json!({
             "round": self.round,
             "contender": self.contender.name(),
@@ -160,8 +183,8 @@ impl Turn {
             "operations": operations,
             "seconds": seconds,
             "bytes": bytes,
-            "p50_microseconds": p50,
-            "p99_microseconds": p99,
+            "p50_microseconds": latency.map(|latency| latency.p50),
+            "p99_microseconds": latency.map(|latency| latency.p99),
             "cpu_seconds": cpu_seconds,
         })
     }

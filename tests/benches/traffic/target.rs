@@ -16,13 +16,15 @@ pub struct Target {
 /// Whom targets are about.
 pub const SUBJECT: Contender = Contender::FoobarLb(Mode::Nat);
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target { load: Load::KeepAlive, other: Contender::XdpRouter, least: 0.9 },
     Target { load: Load::NewConnections, other: Contender::XdpRouter, least: 0.9 },
     Target { load: Load::Downloads, other: Contender::XdpRouter, least: 0.9 },
     Target { load: Load::KeepAlive, other: Contender::Haproxy, least: 1.2 },
     Target { load: Load::NewConnections, other: Contender::Haproxy, least: 1.6 },
     Target { load: Load::Downloads, other: Contender::Haproxy, least: 1.4 },
+    Target { load: Load::SmallPackets, other: Contender::XdpRouter, least: 0.9 },
+    Target { load: Load::SmallPackets, other: Contender::NftablesDnat, least: 1.5 },
 ];
 
 impl Target {

@@ -1,0 +1,58 @@
+//! Small packets, as many as one CPU can send, take through the balancer and count where they leave it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::counters::busy_seconds;
+use super::load::Sample;
+use super::program::{FRAME, Generator, Sink};
+use super::support::frames::{Macs, udp, without_udp_checksum};
+use super::support::network::Network;
+
+/// Frames of a turn: few long runs, because to begin one takes long.
+const FRAMES: u32 = 500_000;
+
+/// Ethernet, IPv4 and UDP.
+const HEADERS: usize = 14 + 20 + 8;
+
+/// From the network for benchmarks (RFC 2544).
+const SENDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 40_000);
+
+/// Sends packets from the client to `to`. They end at the switch's port, where a sink takes the place of the program that
+/// passes everything.
+pub fn flood(network: &Network, to: SocketAddr) -> Result<Sample> {
+    let Network { lab, client, balancer, switch, .. } = network;
+    let macs = Macs::between(client, balancer, "eth0")?;
+    // The generator changes ports, and mends no checksums.
+    let frame = without_udp_checksum(udp(macs, SENDER, to, &[0; FRAME - HEADERS])?);
+    let frame = <[u8; FRAME]>::try_from(frame).ok().context("the payload does not fill the frame")?;
+    let mut generator = Generator::new(client, "eth0", frame)?;
+    lab.end_pass_xdp(switch, "balancer");
+    let sink = Sink::attach(switch, "balancer")?;
+    let before = busy_seconds()?;
+    let took = client.enter(|| send(&mut generator))??;
+    let cpu_seconds = busy_seconds()? - before;
+    let arrived = sink.swallowed()?;
+    drop(sink);
+    lab.pass_xdp(switch, "balancer")?;
+    ensure!(arrived > u64::from(FRAMES / 2), "of {FRAMES} packets only {arrived} arrived");
+    let seconds = took.as_secs_f64();
+    Ok(Sample { operations: arrived, seconds, bytes: arrived * FRAME as u64, latency: None, cpu_seconds })
+}
+
+/// On one CPU, which then does all the work of the interfaces on the way as well.
+fn send(generator: &mut Generator) -> Result<Duration> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(last.context("this thread may run nowhere")?)?;
+    sched_setaffinity(this, &one)?;
+    let start = Instant::now();
+    generator.send(FRAMES)?;
+    Ok(start.elapsed())
+}
