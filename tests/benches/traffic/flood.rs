@@ -1,6 +1,6 @@
-//! Small packets, as many as one CPU can send, take through the balancer and count where they leave it.
+//! Sends small packets through the balancer, as many as one CPU can, and counts them where they leave it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,13 +14,13 @@ use super::support::frames::{Macs, udp, without_udp_checksum};
 use super::support::network::Network;
 
 /// Frames of a turn: few long runs, because to begin one takes long.
-const FRAMES: u32 = 500_000;
+pub const FRAMES: u32 = 1_000_000;
 
 /// Ethernet, IPv4 and UDP.
 const HEADERS: usize = 14 + 20 + 8;
 
 /// From the network for benchmarks (RFC 2544).
-const SENDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 40_000);
+const SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 40_000);
 
 /// Sends packets from the client to `to`. They end at the switch's port, where a sink takes the place of the program that
 /// passes everything.

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
+use super::flood::FRAMES;
 use super::load::{Latency, Load, Sample};
 use super::machine::Machine;
 use super::statistics::{Ratio, median};
@@ -37,8 +38,17 @@ impl Report {
 
     /// Whether more rounds would tell nothing new of the targets.
     pub fn is_resolved(&self) -> bool {
-        let ratios = TARGETS.iter().filter_map(|target| self.ratio(target.load, SUBJECT, target.other));
-        ratios.into_iter().all(|ratio| ratio.is_resolved())
+        self.unresolved().next().is_none()
+    }
+
+    /// Whether a target is about this and wants more rounds.
+    pub fn lacks(&self, load: Load, contender: Contender) -> bool {
+        self.unresolved().any(|target| target.load == load && [SUBJECT, target.other].contains(&contender))
+    }
+
+    fn unresolved(&self) -> impl Iterator<Item = &Target> {
+        let ratio = |target: &&Target| self.ratio(target.load, SUBJECT, target.other);
+        TARGETS.iter().filter(move |target| ratio(target).is_some_and(|ratio| !ratio.is_resolved()))
     }
 
     /// Writes all of it as JSON.
@@ -70,22 +80,24 @@ impl Report {
 
     /// What one contender does for what another does in the same round.
     fn ratio(&self, load: Load, one: Contender, other: Contender) -> Option<Ratio> {
+        let rate = |turn: &Turn| turn.sample.rate();
         let pairs: Vec<_> = self
-            .samples(load, one)
-            .zip(self.samples(load, other))
-            .map(|(one, other)| (one.rate(), other.rate()))
+            .turns(load, one)
+            .filter_map(|turn| {
+                let same_round = self.turns(load, other).find(|paired| paired.round == turn.round);
+                same_round.map(|paired| (rate(turn), rate(paired)))
+            })
             .collect();
         Ratio::of_pairs(&pairs)
     }
 
     /// Round by round.
-    fn samples(&self, load: Load, contender: Contender) -> impl Iterator<Item = &Sample> {
-        let turns = self.turns.iter().filter(move |turn| turn.load == load && turn.contender == contender);
-        turns.map(|turn| &turn.sample)
+    fn turns(&self, load: Load, contender: Contender) -> impl Iterator<Item = &Turn> {
+        self.turns.iter().filter(move |turn| turn.load == load && turn.contender == contender)
     }
 
     fn median(&self, load: Load, contender: Contender, figure: impl Fn(&Sample) -> f64) -> f64 {
-        median(&self.samples(load, contender).map(figure).collect::<Vec<_>>())
+        median(&self.turns(load, contender).map(|turn| figure(&turn.sample)).collect::<Vec<_>>())
     }
 
     fn table(&self, load: Load) -> Table {
@@ -93,9 +105,23 @@ impl Report {
         let ratios = others.map(|other| format!("x {}", other.name()));
         let mut table = table(&[&load.to_string(), rate, "p50 ms", "p99 ms", cost, &ratios[0], &ratios[1]]);
         for contender in Contender::all() {
-            if self.samples(load, contender).next().is_some() {
+            if self.turns(load, contender).next().is_some() {
                 table.add_row(self.row(load, contender));
             }
+        }
+        table
+    }
+
+    fn table_of_targets(&self) -> Table {
+        let mut table = table(&["target", "at least", "ratio", "verdict"]);
+        for target in TARGETS {
+            let ratio = self.ratio(target.load, SUBJECT, target.other);
+            table.add_row([
+                format!("{} of {}, {}", SUBJECT.name(), target.other.name(), target.load),
+                target.least.to_string(),
+                show(ratio),
+                target.verdict(ratio).to_owned(),
+            ]);
         }
         table
     }
@@ -153,23 +179,16 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.machine)?;
         writeln!(
             f,
-            "{rounds} rounds, turns of {} s; medians, and ratios of the same round with their interval of 95 %",
+            "{rounds} rounds of {} s or {FRAMES} small packets; medians, and ratios of the same round with their interval \
+             of 95 %",
             self.seconds
         )?;
         for load in Load::ALL {
-            writeln!(f, "\n{}", self.table(load))?;
+            if self.turns.iter().any(|turn| turn.load == load) {
+                writeln!(f, "\n{}", self.table(load))?;
+            }
         }
-        let mut table = table(&["target", "at least", "ratio", "verdict"]);
-        for target in TARGETS {
-            let ratio = self.ratio(target.load, SUBJECT, target.other);
-            table.add_row([
-                format!("{} of {}, {}", SUBJECT.name(), target.other.name(), target.load),
-                format!("{}", target.least),
-                show(ratio),
-                target.verdict(ratio).to_owned(),
-            ]);
-        }
-        write!(f, "\n{table}")
+        write!(f, "\n{}", self.table_of_targets())
     }
 }
 

@@ -28,15 +28,16 @@ pub const TARGETS: [Target; 8] = [
 ];
 
 impl Target {
-    /// Met, not met, or not to be told from so many rounds: that a ratio is resolved, or that its whole interval is on one
-    /// side of the target, makes it certain.
+    /// Met or not, where a ratio is resolved or its whole interval is on one side of the target.
     pub fn verdict(&self, ratio: Option<Ratio>) -> &'static str {
-        let Some(Ratio { median, interval: Some((low, high)) }) = ratio else { return "not resolved" };
-        let is_resolved = ratio.is_some_and(|ratio| ratio.is_resolved());
-        match () {
-            () if low >= self.least || is_resolved && median >= self.least => "met",
-            () if high < self.least || is_resolved => "not met",
-            () => "not resolved",
+        let Some(ratio) = ratio else { return "not measured" };
+        let (low, high) = ratio.interval.unwrap_or((0.0, f64::INFINITY));
+        if low >= self.least || ratio.is_resolved() && ratio.median >= self.least {
+            "met"
+        } else if high < self.least || ratio.is_resolved() {
+            "not met"
+        } else {
+            "not resolved"
         }
     }
 }
