@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{debug, error, info, warn};
 
@@ -81,6 +81,10 @@ pub struct Daemon {
     current: Image,
     reload: Reload,
     failure: Option<String>,
+    /// The maps are behind the state.
+    stale: bool,
+    /// When they are brought up to it, at the earliest.
+    rested: Instant,
     started: Instant,
     /// When the last sweep began.
     swept: Instant,
@@ -112,6 +116,8 @@ impl Daemon {
             tasks,
             reload,
             failure: None,
+            stale: false,
+            rested: now,
             started: now,
             swept: now,
             sweeping: false,
@@ -145,12 +151,16 @@ impl Daemon {
             let consequence = tokio::select! {
                 () = &mut shutdown => Consequence::End,
                 Some(event) = events.recv() => self.handle(event, bpf),
+                () = sleep_until(self.rested.into()), if self.stale => Consequence::Nothing,
                 _ = tick.tick() => self.tick(bpf),
             };
             match consequence {
                 Consequence::Nothing => {}
-                Consequence::Reconcile => self.reconcile(bpf),
+                Consequence::Reconcile => self.stale = true,
                 Consequence::End => return,
+            }
+            if self.stale && Instant::now() >= self.rested {
+                self.reconcile(bpf);
             }
         }
     }
@@ -195,7 +205,11 @@ impl Daemon {
         }
     }
 
-    fn status(&self, bpf: &Bpf) -> Result<api::Status, api::Failure> {
+    /// What is told is in force.
+    fn status(&mut self, bpf: &mut Bpf) -> Result<api::Status, api::Failure> {
+        if self.stale {
+            self.reconcile(bpf);
+        }
         let sources = status::Sources {
             state: &self.state,
             bpf,
@@ -303,7 +317,7 @@ impl Daemon {
         let over = self.state.next_change().is_some_and(|change| change <= now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
         let needed = self.state.needs_sweep() || self.flows.is_none();
-        if self.failure.is_none() && needed && now >= self.next_sweep {
+        if !self.stale && self.failure.is_none() && needed && now >= self.next_sweep {
             self.sweep(bpf);
         }
         if over || self.failure.is_some() { Consequence::Reconcile } else { Consequence::Nothing }
@@ -351,7 +365,11 @@ impl Daemon {
     }
 
     /// Brings the maps to what the state says. What fails is shown and tried again at the next tick.
+    ///
+    /// Then events are handled for as long as it took: after a start there is one for each backend, and each would have
+    /// all services looked through.
     fn reconcile(&mut self, bpf: &mut Bpf) {
+        let start = Instant::now();
         match self.fill(bpf) {
             Ok(()) => {
                 if self.failure.take().is_some() {
@@ -364,6 +382,8 @@ impl Daemon {
                 self.failure = Some(why);
             }
         }
+        self.stale = false;
+        self.rested = Instant::now() + start.elapsed();
     }
 
     /// Writes to the maps what they lack. Every step that is done is noted, so that a failure midway leaves the current
@@ -374,6 +394,8 @@ impl Daemon {
             bpf.apply(&step)?;
             self.current.apply(&step);
         }
+        // They are equal now; but what the wanted one shares with the state is no copy, and compared at a glance.
+        self.current = wanted;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use foobar_lb_ebpf::layout::{
@@ -48,8 +49,8 @@ pub struct Image {
     pub addresses: BTreeMap<Address, Vip>,
     /// Prefixes of VIPs.
     pub prefixes: BTreeMap<Prefix<PrefixKey>, Vip>,
-    /// Tables by the index of their first slot.
-    pub tables: BTreeMap<u32, Vec<Slot>>,
+    /// Tables by the index of their first slot. Those that have not changed since are shared with other images.
+    pub tables: BTreeMap<u32, Arc<[Slot]>>,
     /// Services and their tables.
     pub services: BTreeMap<Endpoint, Service>,
     /// Those of ranges of ports.
@@ -97,9 +98,10 @@ impl Image {
         let table = self.tables.entry(table).or_default();
         let end = place as usize + slots.len();
         if table.len() < end {
-            table.resize(end, Slot::settled(NO_BACKEND));
+            let missing = vec![Slot::settled(NO_BACKEND); end - table.len()];
+            *table = [&**table, &missing].concat().into();
         }
-        table[place as usize..end].copy_from_slice(slots);
+        Arc::make_mut(table)[place as usize..end].copy_from_slice(slots);
     }
 }
 

@@ -2,7 +2,7 @@
 //! refer to, then who refers to it, and the other way round when taking away, so that a crash midway leaves no
 //! service without a table and no slot without a backend.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use foobar_lb_ebpf::layout::{
     Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, ServerId,
@@ -77,8 +77,10 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     put(&mut steps, &current.replies, &wanted.replies, Step::PutReply);
     put(&mut steps, &current.reply_ranges, &wanted.reply_ranges, Step::PutReplyRange);
     for (first, slots) in &wanted.tables {
-        let before = current.tables.get(first).map_or(&[][..], Vec::as_slice);
-        store(&mut steps, *first, before, slots);
+        let before = current.tables.get(first);
+        if !before.is_some_and(|before| Arc::ptr_eq(before, slots)) {
+            store(&mut steps, *first, before.map_or(&[], |before| before), slots);
+        }
     }
     put(&mut steps, &current.services, &wanted.services, Step::PutService);
     put(&mut steps, &current.ranges, &wanted.ranges, Step::PutRange);
@@ -273,9 +275,9 @@ mod tests {
     fn writes_only_the_runs_that_differ() {
         let slots = |owners: &[u32]| owners.iter().map(|owner| Slot::settled(*owner)).collect::<Vec<_>>();
         let mut from = Image::default();
-        from.tables.insert(0, slots(&[1, 1, 1, 1, 1]));
+        from.tables.insert(0, slots(&[1, 1, 1, 1, 1]).into());
         let mut to = from.clone();
-        to.tables.insert(0, slots(&[1, 2, 2, 1, 3]));
+        to.tables.insert(0, slots(&[1, 2, 2, 1, 3]).into());
         let run = |place, owners: &[u32]| Step::StoreSlots { table: 0, place, slots: slots(owners) };
         assert_eq!(diff(&from, &to), [run(1, &[2, 2]), run(4, &[3])]);
     }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,8 @@ use crate::model::Remember;
 #[derive(Clone, Debug)]
 pub struct Table {
     first: u32,
-    slots: Vec<Slot>,
+    /// Shared with the images that show them as they are, until one of them changes.
+    slots: Arc<[Slot]>,
     /// Since when each moving slot moves, by its place in the table.
     moving: BTreeMap<u32, Instant>,
     /// Since when each slot only carries traces.
@@ -25,7 +27,7 @@ pub struct Table {
 impl Table {
     /// A settled table that nobody owns yet, `size` slots from index `first` of the arena.
     pub fn new(first: u32, size: u32) -> Self {
-        let slots = vec![Slot::settled(NO_BACKEND); size as usize];
+        let slots = vec![Slot::settled(NO_BACKEND); size as usize].into();
         Self { first, slots, moving: BTreeMap::new(), traces: BTreeMap::new() }
     }
 
@@ -41,7 +43,7 @@ impl Table {
 
     /// Its slots as the data path is to see them. Where all flows are remembered, a slot that is not moving moves
     /// from its owner to that same owner, for good: what begins is remembered there, and so is what is not known.
-    pub fn render(&self, remember: Remember) -> Vec<Slot> {
+    pub fn render(&self, remember: Remember) -> Arc<[Slot]> {
         let remembering = |slot: &Slot| match slot.previous {
             // Nobody takes new flows, and known ones are recalled.
             SETTLED | TRACES if slot.owner == NO_BACKEND => Slot { previous: TRACES, ..*slot },
@@ -49,7 +51,7 @@ impl Table {
             _ => *slot,
         };
         match remember {
-            Remember::Needed => self.slots.clone(),
+            Remember::Needed => Arc::clone(&self.slots),
             Remember::All => self.slots.iter().map(remembering).collect(),
         }
     }
@@ -57,7 +59,7 @@ impl Table {
     /// How many slots of the table each backend owns, by backend id.
     pub fn owned(&self) -> BTreeMap<u32, u32> {
         let mut owned = BTreeMap::new();
-        for slot in &self.slots {
+        for slot in &*self.slots {
             *owned.entry(slot.owner).or_default() += 1;
         }
         owned
@@ -85,7 +87,7 @@ impl Table {
     /// Flows may be remembered whatever their slot: from now on every slot that is not moving carries traces until it
     /// is swept.
     pub fn distrust(&mut self, now: Instant) {
-        for (place, slot) in (0u32..).zip(&mut self.slots) {
+        for (place, slot) in (0u32..).zip(Arc::make_mut(&mut self.slots)) {
             if matches!(slot.previous, SETTLED | TRACES) {
                 slot.previous = TRACES;
                 self.traces.insert(place, now);
@@ -140,7 +142,11 @@ impl Table {
     }
 
     fn replace(&mut self, place: u32, slot: Slot, now: Instant) {
-        let before = std::mem::replace(&mut self.slots[place as usize], slot);
+        let before = self.slots[place as usize];
+        if before == slot {
+            return;
+        }
+        Arc::make_mut(&mut self.slots)[place as usize] = slot;
         // A packet under way may still go by the owner before, so the grace of traces begins anew with another.
         let other_owner = slot.previous == TRACES && before.owner != slot.owner;
         if before.previous == slot.previous && !other_owner {
@@ -274,17 +280,17 @@ mod tests {
     #[test]
     fn where_all_flows_are_remembered_a_slot_moves_from_its_owner_to_itself() {
         let (mut table, now) = owned_by(A);
-        assert_eq!(table.render(Remember::Needed), [Slot::settled(A)]);
-        assert_eq!(table.render(Remember::All), [Slot { owner: A, previous: A }]);
+        assert_eq!(*table.render(Remember::Needed), [Slot::settled(A)]);
+        assert_eq!(*table.render(Remember::All), [Slot { owner: A, previous: A }]);
         table.assign(&[B], all, now);
-        assert_eq!(table.render(Remember::All), [Slot { owner: B, previous: A }]);
+        assert_eq!(*table.render(Remember::All), [Slot { owner: B, previous: A }]);
         table.end_moves(MINUTE, now + MINUTE);
-        assert_eq!(table.render(Remember::All), [Slot { owner: B, previous: B }]);
+        assert_eq!(*table.render(Remember::All), [Slot { owner: B, previous: B }]);
         table.distrust(now + MINUTE);
         table.settle(0, now + MINUTE);
         table.assign(&[NO_BACKEND], |_| false, now + MINUTE);
         assert_eq!(table.slots(), [Slot::settled(NO_BACKEND)]);
-        assert_eq!(table.render(Remember::All), [Slot { owner: NO_BACKEND, previous: TRACES }]);
+        assert_eq!(*table.render(Remember::All), [Slot { owner: NO_BACKEND, previous: TRACES }]);
     }
 
     #[test]

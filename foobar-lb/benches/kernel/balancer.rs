@@ -1,7 +1,7 @@
 //! A balancer with maps filled: the data path in the kernel, and what the control plane writes for a setup. Everything is
 //! one-arm and all neighbours are the same, so every packet is sent back.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
 use aya::{include_bytes_aligned, programs::ProgramInfo};
@@ -63,7 +63,7 @@ impl Balancer {
             return Ok(());
         }
         let mut image = self.image.clone();
-        image.tables.values_mut().flatten().for_each(|slot| slot.previous = TRACES);
+        image.tables.values_mut().flat_map(Arc::make_mut).for_each(|slot| slot.previous = TRACES);
         self.apply(image)
     }
 
@@ -135,7 +135,7 @@ fn render(setup: Setup, config: config::Config, interface: u32) -> Image {
 fn give_past(setup: Setup, image: &mut Image) {
     let backends = u32::from(setup.backends);
     let next = |id: u32| id / backends * backends + (id + 1) % backends;
-    for slot in image.tables.values_mut().flatten() {
+    for slot in image.tables.values_mut().flat_map(Arc::make_mut) {
         let previous = match setup.slots {
             Slots::Settled => continue,
             Slots::Moving | Slots::Traces => next(slot.owner),

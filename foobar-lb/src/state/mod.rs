@@ -64,6 +64,8 @@ pub struct Service {
     pub table: Table,
     /// Whom the table was built for.
     members: Vec<(u32, Member)>,
+    /// Who may keep flows that are not remembered.
+    holding: BTreeSet<u32>,
     /// Which flows were remembered so far.
     remembering: Remember,
     /// Since the start some backend has not been measured yet. Those that have not take new flows until they
@@ -253,17 +255,20 @@ impl Service {
             .collect();
         let holding: BTreeSet<u32> =
             with_standings().filter(|(_, standing)| standing.holds).map(|(backend, _)| backend.id).collect();
-        let owners = if members == self.members {
-            self.table.slots().iter().map(|slot| slot.owner).collect()
-        } else {
-            owners(&members, self.config.table_size, seed)
-        };
-        self.members = members;
         if self.remembering != self.config.remember {
             self.remembering = self.config.remember;
             self.table.distrust(now);
         }
-        self.table.assign(&owners, |id| holding.contains(&id), now);
+        // Most changes are about other services.
+        if members != self.members || holding != self.holding {
+            let owners = if members == self.members {
+                self.table.slots().iter().map(|slot| slot.owner).collect()
+            } else {
+                owners(&members, self.config.table_size, seed)
+            };
+            self.table.assign(&owners, |id| holding.contains(&id), now);
+            (self.members, self.holding) = (members, holding);
+        }
         self.table.end_moves(self.config.transition, now);
         self.note_unnamed(now);
     }

@@ -3,7 +3,7 @@
 //! them any more.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ops::Range,
 };
@@ -300,6 +300,7 @@ impl Service {
             table: Table::new(first_slot, config.table_size),
             backends: Vec::new(),
             members: Vec::new(),
+            holding: BTreeSet::new(),
             remembering: config.remember,
             cold_start: true,
             list: 0,
