@@ -65,6 +65,21 @@ pub enum Subject {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// What the control plane takes: time, CPU and memory.
+    ///
+    /// Tables built and written, large configurations taken in and changed, health checks by the thousand. No figure makes it
+    /// fail, but a map that holds another thing than it should does.
+    Control {
+        /// How often each is measured.
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+        /// For how many seconds health checks are watched.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Writes the results, every round of them, to this file too, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Connections that break when backends come and go, and the memory that keeps them, of foobar-lb and others.
     ///
     /// Fails if foobar-lb breaks one, has not forgotten all in the end, or remembers more than a tenth of what full
@@ -92,6 +107,10 @@ pub fn bench(subject: &Subject) -> Result<ExitCode> {
             // Somebody else's program is pinned outside, and has its routes there.
             let place = if program.is_some() { Place::Outside } else { Place::Sandbox };
             run_bench("kernel", place, &arguments, json.as_deref())
+        }
+        Subject::Control { rounds, seconds, json } => {
+            let arguments = [format!("--rounds={rounds}"), format!("--seconds={seconds}")];
+            run_bench("control", Place::Sandbox, &arguments, json.as_deref())
         }
         Subject::Consistency { seed, json } => {
             run_bench("consistency", Place::Sandbox, &[format!("--seed={seed}")], json.as_deref())
