@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, ExitCode};
 
-use anyhow::Result;
-use clap::Subcommand;
+use anyhow::{Context, Result, ensure};
+use clap::{Subcommand, value_parser};
 
 use crate::build;
 use crate::cargo;
@@ -39,7 +39,7 @@ pub enum Subject {
         #[arg(long, value_name = "NAME", requires = "program")]
         interface: Option<String>,
         /// Writes the results to this file too, as JSON.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
         json: Option<PathBuf>,
     },
     /// What clients and servers get through foobar-lb, and through others, on this machine.
@@ -47,13 +47,13 @@ pub enum Subject {
     /// Ratios are of rounds in which each had its turn. No figure makes it fail, but a contender that does not work does.
     Traffic {
         /// Rounds at most; there are fewer if that resolves all ratios of the targets.
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..))]
         rounds: u32,
         /// No round begins after so many minutes.
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 15)]
         minutes: u64,
         /// How long each contender bears a load in a round.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
         seconds: u64,
         /// Only contenders with this in their names; may be given several times.
         #[arg(long, value_name = "NAME")]
@@ -62,7 +62,7 @@ pub enum Subject {
         #[arg(long, value_name = "NAME")]
         load: Vec<String>,
         /// Writes the results, every turn of them, to this file too, as JSON.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
         json: Option<PathBuf>,
     },
     /// What the control plane takes: time, CPU and memory.
@@ -77,7 +77,7 @@ pub enum Subject {
         #[arg(long, default_value_t = 10)]
         seconds: u64,
         /// Writes the results, every round of them, to this file too, as JSON.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
         json: Option<PathBuf>,
     },
     /// Connections that break when backends come and go, and the memory that keeps them, of foobar-lb and others.
@@ -89,7 +89,7 @@ pub enum Subject {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Writes the results to this file too, as JSON.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
         json: Option<PathBuf>,
     },
 }
@@ -161,8 +161,17 @@ fn run_bench(target: &str, place: Place, arguments: &[String], json: Option<&Pat
 
 fn finish(mut command: Command, json: Option<&Path>) -> Result<ExitCode> {
     if let Some(path) = json {
-        command.arg("--json").arg(absolute(path)?);
+        command.arg("--json").arg(path);
     }
     let status = sandbox::wait(&mut command)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A file that can be written when the bench is over, which may be long after. The bench may run elsewhere.
+fn parse_results_file(text: &str) -> Result<PathBuf> {
+    let file = absolute(text)?;
+    let directory = file.parent().context("it is no file")?;
+    ensure!(directory.is_dir(), "there is no directory {}", directory.display());
+    ensure!(!file.is_dir(), "it is a directory");
+    Ok(file)
 }

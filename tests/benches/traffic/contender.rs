@@ -150,7 +150,7 @@ impl Stand {
         let before = self.counters()?;
         let asked = self.contender.asked();
         let sample = match load {
-            Load::SmallPackets => flood(&self.site.network, asked[0])?,
+            Load::SmallPackets => flood(&self.site.network, asked[0], seconds)?,
             _ => load.ask(self.client(), asked, seconds)?,
         };
         self.check_path(before, sample.operations)?;

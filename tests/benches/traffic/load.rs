@@ -1,6 +1,5 @@
 //! What clients do, and what comes of it: loads that wrk puts on servers, and small packets one after the other.
 
-use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -74,6 +73,16 @@ pub struct Latency {
 impl Load {
     pub const ALL: [Self; 4] = [Self::KeepAlive, Self::NewConnections, Self::Downloads, Self::SmallPackets];
 
+    /// What the report calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeepAlive => "keep-alive requests",
+            Self::NewConnections => "new connections",
+            Self::Downloads => "1 MiB downloads",
+            Self::SmallPackets => "small packets",
+        }
+    }
+
     /// Its key in JSON.
     pub fn key(self) -> &'static str {
         match self {
@@ -129,17 +138,6 @@ impl Load {
         }
         words.push(format!("http://{server}{}", self.path()));
         words
-    }
-}
-
-impl fmt::Display for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::KeepAlive => "keep-alive requests",
-            Self::NewConnections => "new connections",
-            Self::Downloads => "1 MiB downloads",
-            Self::SmallPackets => "small packets",
-        })
     }
 }
 

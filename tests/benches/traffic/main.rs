@@ -37,17 +37,17 @@ use report::{Report, Turn};
 /// Ratios of fewer rounds have no interval of 95 %. What is measured further is only what targets need.
 const LEAST_ROUNDS: u32 = 6;
 
-/// Measures what gets through foobar-lb and through others, side by side.
+/// Measures what gets through foobar-lb and through others, side by side. `xtask/src/bench.rs` has the defaults.
 #[derive(Parser)]
 struct Arguments {
     /// Rounds at most; there are fewer if that resolves all ratios of the targets.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long)]
     rounds: u32,
     /// No round begins after so many minutes.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long)]
     minutes: u64,
     /// How long a turn is.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long)]
     seconds: u64,
     /// Only contenders with this in their names; may be given several times.
     #[arg(long, value_name = "NAME")]
@@ -76,12 +76,11 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     ensure!(geteuid().is_root(), "only root may make network namespaces: use `cargo xtask bench traffic`");
     let start = Instant::now();
-    let loads: Vec<_> =
-        Load::ALL.into_iter().filter(|load| is_wanted(&load.to_string(), &arguments.load)).collect();
-    ensure!(!loads.is_empty(), "no load has one of {:?} in its name", arguments.load);
-    let stands = stand_up(&arguments.only)?;
+    let loads = choose("load", Load::ALL.into(), Load::name, &arguments.load)?;
+    let contenders = choose("contender", Contender::all(), Contender::name, &arguments.only)?;
+    let stands = stand_up(contenders)?;
     let mut report = Report::new(arguments.seconds)?;
-    let limit = Duration::from_secs(60 * arguments.minutes);
+    let limit = Duration::from_secs(arguments.minutes.saturating_mul(60));
     for round in 1..=arguments.rounds {
         eprintln!("round {round}, after {} s", start.elapsed().as_secs());
         play(round, &stands, &loads, &mut report)?;
@@ -94,20 +93,28 @@ fn run(arguments: &Arguments) -> Result<()> {
     arguments.json.as_deref().map_or(Ok(()), |file| report.write(file))
 }
 
-/// The contenders that are asked for, each found to work.
-fn stand_up(only: &[String]) -> Result<Vec<Stand>> {
-    let wanted: Vec<_> =
-        Contender::all().into_iter().filter(|contender| is_wanted(contender.name(), only)).collect();
-    ensure!(!wanted.is_empty(), "no contender has one of {only:?} in its name");
+/// All, or those that have one of the parts in their names. A part that none has is a mistake.
+fn choose<T: Copy>(kind: &str, all: Vec<T>, name: fn(T) -> &'static str, parts: &[String]) -> Result<Vec<T>> {
+    let has = |&one: &T, part: &String| name(one).contains(part.as_str());
+    for part in parts {
+        let names: Vec<_> = all.iter().copied().map(name).collect();
+        ensure!(
+            all.iter().any(|one| has(one, part)),
+            "no {kind} has \"{part}\" in its name: there are {}",
+            names.join(", ")
+        );
+    }
+    let is_wanted = |one: &T| parts.is_empty() || parts.iter().any(|part| has(one, part));
+    Ok(all.into_iter().filter(is_wanted).collect())
+}
+
+/// Contenders in their places, each found to work.
+fn stand_up(contenders: Vec<Contender>) -> Result<Vec<Stand>> {
     let stand_up = |(number, contender): (usize, Contender)| {
         let stand = Stand::new(&format!("bench-{number}"), contender);
         stand.and_then(|stand| stand.check().map(|()| stand)).with_context(|| contender.name())
     };
-    wanted.into_iter().enumerate().map(stand_up).collect()
-}
-
-fn is_wanted(name: &str, only: &[String]) -> bool {
-    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
+    contenders.into_iter().enumerate().map(stand_up).collect()
 }
 
 /// A turn of every contender under every load. Those of one load follow each other, since they are compared.
@@ -121,8 +128,9 @@ fn play(round: u32, stands: &[Stand], loads: &[Load], report: &mut Report) -> Re
             if !is_due || !contender.can_bear(load) {
                 continue;
             }
-            let sample =
-                stand.bear(load, report.seconds).with_context(|| format!("{}, {load}", contender.name()))?;
+            let sample = stand
+                .bear(load, report.seconds)
+                .with_context(|| format!("{}, {}", contender.name(), load.name()))?;
             report.turns.push(Turn { round, contender, load, sample });
         }
     }

@@ -8,7 +8,6 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
 use super::contender::Contender;
-use super::flood::FRAMES;
 use super::load::{Latency, Load, Sample};
 use super::machine::Machine;
 use super::statistics::{Ratio, median};
@@ -103,7 +102,7 @@ impl Report {
     fn table(&self, load: Load) -> Table {
         let Units { rate, cost, others, .. } = Units::of(load);
         let ratios = others.map(|other| format!("x {}", other.name()));
-        let mut table = table(&[&load.to_string(), rate, "p50 ms", "p99 ms", cost, &ratios[0], &ratios[1]]);
+        let mut table = table(&[load.name(), rate, "p50 ms", "p99 ms", cost, &ratios[0], &ratios[1]]);
         for contender in Contender::all() {
             if self.turns(load, contender).next().is_some() {
                 table.add_row(self.row(load, contender));
@@ -117,7 +116,7 @@ impl Report {
         for target in TARGETS {
             let ratio = self.ratio(target.load, SUBJECT, target.other);
             table.add_row([
-                format!("{} of {}, {}", SUBJECT.name(), target.other.name(), target.load),
+                format!("{} of {}, {}", SUBJECT.name(), target.other.name(), target.load.name()),
                 target.least.to_string(),
                 show(ratio),
                 target.verdict(ratio).to_owned(),
@@ -179,9 +178,12 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.machine)?;
         writeln!(
             f,
-            "{rounds} rounds of {} s or {FRAMES} small packets; medians, and ratios of the same round with their interval \
-             of 95 %",
+            "up to {rounds} rounds of {} s each; medians, and ratios of the same round with their interval of 95 %",
             self.seconds
+        )?;
+        writeln!(
+            f,
+            "all interfaces: veth, checksums and segments by software, GRO on; CPU seconds are the machine's"
         )?;
         for load in Load::ALL {
             if self.turns.iter().any(|turn| turn.load == load) {

@@ -28,16 +28,13 @@ pub const TARGETS: [Target; 8] = [
 ];
 
 impl Target {
-    /// Met or not, where a ratio is resolved or its whole interval is on one side of the target.
+    /// Met or not, once the ratio is resolved.
     pub fn verdict(&self, ratio: Option<Ratio>) -> &'static str {
-        let Some(ratio) = ratio else { return "not measured" };
-        let (low, high) = ratio.interval.unwrap_or((0.0, f64::INFINITY));
-        if low >= self.least || ratio.is_resolved() && ratio.median >= self.least {
-            "met"
-        } else if high < self.least || ratio.is_resolved() {
-            "not met"
-        } else {
-            "not resolved"
+        match ratio {
+            None => "not measured",
+            Some(ratio) if !ratio.is_resolved() => "not resolved",
+            Some(ratio) if ratio.median >= self.least => "met",
+            Some(_) => "not met",
         }
     }
 }
