@@ -1,23 +1,25 @@
 //! The set of addresses that the balancer has to do with, see [`known_bit`]. It follows from the other maps.
 
-use std::{collections::BTreeMap, ops::Range};
-
 use foobar_lb_ebpf::layout::{Address, KNOWN_WORDS, known_bit};
 
 use crate::image::Image;
 
-/// The words that are not zero, by index.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known(BTreeMap<u32, u64>);
+/// Its words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known(Box<[u64]>);
+
+impl Default for Known {
+    fn default() -> Self {
+        Self::filled_with(0)
+    }
+}
 
 impl Known {
-    const WORDS: Range<u32> = 0..KNOWN_WORDS;
-
     /// The addresses that are in the maps by which packets are looked up. Of a prefix there may be too many, so with one
     /// all addresses are known.
     pub fn of(image: &Image) -> Self {
         if !image.prefixes.is_empty() {
-            return Self(Self::WORDS.map(|word| (word, u64::MAX)).collect());
+            return Self::filled_with(u64::MAX);
         }
         let mut known = Self::default();
         let ends = image.services.keys().chain(image.replies.keys());
@@ -28,42 +30,35 @@ impl Known {
         known
     }
 
+    fn filled_with(bits: u64) -> Self {
+        Self(vec![bits; KNOWN_WORDS as usize].into())
+    }
+
     fn add(&mut self, address: &Address) {
         let (word, bit) = known_bit(address);
-        *self.0.entry(word).or_default() |= bit;
+        self.0[word as usize] |= bit;
     }
 
     /// Whether an address is in it, or shares its bit with one.
     pub fn has(&self, address: &Address) -> bool {
         let (word, bit) = known_bit(address);
-        self.word(word) & bit != 0
-    }
-
-    fn word(&self, word: u32) -> u64 {
-        self.0.get(&word).copied().unwrap_or_default()
+        self.0[word as usize] & bit != 0
     }
 
     /// Replaces a word.
     pub fn store(&mut self, word: u32, bits: u64) {
-        match bits {
-            0 => drop(self.0.remove(&word)),
-            _ => drop(self.0.insert(word, bits)),
-        }
+        self.0[word as usize] = bits;
     }
 
     /// What is in one of two.
     pub fn with(&self, other: &Self) -> Self {
-        let mut both = self.clone();
-        other.0.iter().for_each(|(word, bits)| *both.0.entry(*word).or_default() |= bits);
-        both
+        Self(self.0.iter().zip(&other.0).map(|(own, others)| own | others).collect())
     }
 
     /// The words that are different in another, and what they are there.
     pub fn changes(&self, other: &Self) -> impl Iterator<Item = (u32, u64)> {
-        Self::WORDS
-            .map(|word| (word, self.word(word), other.word(word)))
-            .filter(|(_, old, new)| old != new)
-            .map(|(word, _, new)| (word, new))
+        let words = (0u32..).zip(self.0.iter().zip(&other.0));
+        words.filter(|(_, (old, new))| old != new).map(|(word, (_, new))| (word, *new))
     }
 }
 
