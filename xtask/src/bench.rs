@@ -8,6 +8,7 @@ use clap::{Subcommand, value_parser};
 
 use crate::build;
 use crate::cargo;
+use crate::report;
 use crate::sandbox::{self, Network};
 
 /// What to measure.
@@ -92,6 +93,19 @@ pub enum Subject {
         #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
         json: Option<PathBuf>,
     },
+    /// One JSON file and one page of what benches have written by `--json`; and figures in documents.
+    Report {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The directory that gets `report.json` and `report.html`.
+        #[arg(long, value_name = "DIR", default_value = "target/bench")]
+        out: PathBuf,
+        /// A document whose figures, between `<!-- bench NAME -->` and `<!-- /bench -->`, are replaced; may be given several
+        /// times.
+        #[arg(long, value_name = "FILE")]
+        update: Vec<PathBuf>,
+    },
 }
 
 /// Runs one bench.
@@ -107,6 +121,9 @@ pub fn bench(subject: &Subject) -> Result<ExitCode> {
             // Somebody else's program is pinned outside, and has its routes there.
             let place = if program.is_some() { Place::Outside } else { Place::Sandbox };
             run_bench("kernel", place, &arguments, json.as_deref())
+        }
+        Subject::Report { files, out, update } => {
+            report::report(files, out, update).map(|()| ExitCode::SUCCESS)
         }
         Subject::Control { rounds, seconds, json } => {
             let arguments = [format!("--rounds={rounds}"), format!("--seconds={seconds}")];

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cargo;
 mod fuzz;
+mod report;
 mod run;
 mod sandbox;
 mod setup;
