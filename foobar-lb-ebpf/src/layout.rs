@@ -35,6 +35,9 @@ pub mod name {
     /// Index of a word -> 64 bits of the addresses of `SERVICES`, `REPLIES`, `ADDRESSES` and of all prefixes, see
     /// [`known_bit`](super::known_bit); mmapable array.
     pub const KNOWN: &str = "KNOWN";
+    /// 0 -> how often `SERVICES`, `REPLIES` and `REPLY_RANGES` have changed, as one word: CPUs keep copies of what is in
+    /// them; mmapable array.
+    pub const GENERATION: &str = "GENERATION";
     /// [`DirectKey`](super::DirectKey) -> 1; longest prefix match.
     pub const DIRECT: &str = "DIRECT";
     /// Slot index -> [`Slot`](super::Slot) as one word; mmapable array, the arena of all Maglev tables.
@@ -179,6 +182,18 @@ impl Endpoint {
     pub fn set_port(&mut self, port: [u8; 2], protocol: u8) {
         let words: &mut [u64; 3] = zerocopy::transmute_mut!(self);
         words[2] = u64::from_ne_bytes([port[0], port[1], protocol, 0, 0, 0, 0, 0]);
+    }
+
+    /// As words: the upper and the lower half of its address, its port and protocol.
+    #[inline(always)]
+    pub const fn to_words(&self) -> [u64; 3] {
+        zerocopy::transmute!(*self)
+    }
+
+    /// The end of such words.
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 3]) -> Self {
+        zerocopy::transmute!(words)
     }
 
     /// It as the key of a service of a range of ports.

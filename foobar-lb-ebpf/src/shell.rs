@@ -2,6 +2,7 @@
 //! those of remembered flows. These, and the program itself, are left to the two that share it, `main.rs` and
 //! `full_tracking.rs`.
 
+mod at_hand;
 mod functions;
 mod host;
 
@@ -280,6 +281,31 @@ struct Maps {
     context: *mut xdp_md,
 }
 
+#[inline(always)]
+fn look_up_service(destination: &Endpoint, zero: u64) -> Option<&'static Service> {
+    // SAFETY: elements are replaced as a whole; the memory of one that is removed stays readable for as
+    // long as the program runs (RCU), at worst with the contents of a newer one.
+    unsafe { SERVICES.get(plus(destination, zero)) }
+}
+
+/// An end whose port depends on a number, which is zero.
+#[inline(always)]
+fn plus(end: &Endpoint, zero: u64) -> Endpoint {
+    let [upper, lower, port] = end.to_words();
+    Endpoint::from_words([upper, lower, port ^ zero])
+}
+
+#[inline(always)]
+fn look_up_reply(source: &Endpoint, zero: u64) -> Option<&'static Reply> {
+    // SAFETY: as for a service.
+    unsafe { REPLIES.get(plus(source, zero)) }
+}
+
+#[inline(always)]
+fn look_up_reply_range(source: &Endpoint, zero: u64) -> Option<&'static Reply> {
+    REPLY_RANGES.get(&Aligned(Key::new(ReplyKey::BITS, plus(source, zero).reply_key())).0)
+}
+
 impl Tables for Maps {
     type Conntrack = Flows;
 
@@ -296,9 +322,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn service(&self, destination: &Endpoint) -> Option<&Service> {
-        // SAFETY: elements are replaced as a whole; the memory of one that is removed stays readable for as
-        // long as the program runs (RCU), at worst with the contents of a newer one.
-        unsafe { SERVICES.get(destination) }
+        at_hand::service(destination)
     }
 
     #[inline(always)]
@@ -311,14 +335,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn reply(&self, source: &Endpoint) -> Option<&Reply> {
-        // SAFETY: as for `service`.
-        let reply = unsafe { REPLIES.get(source) };
-        reply.or_else(|| REPLY_RANGES.get(&Aligned(Key::new(ReplyKey::BITS, source.reply_key())).0))
+        at_hand::reply(source)
     }
 
     #[inline(always)]
     fn vip(&self, address: &Address) -> Vip {
-        // SAFETY: as for `service`.
+        // SAFETY: as for a service.
         let vip = unsafe { ADDRESSES.get(address) };
         let prefix = || {
             let key = PrefixKey { pad: 0, address: address.0 };
@@ -351,7 +373,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn named(&self, server: &ServerId) -> Option<u32> {
-        // SAFETY: as for `service`.
+        // SAFETY: as for a service.
         unsafe { SERVER_IDS.get(server) }.copied()
     }
 
@@ -367,7 +389,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn mapping(&self, flow: &FlowKey) -> Option<&Mapping> {
-        // SAFETY: as for `service`; the words of its entry are loaded and stored atomically.
+        // SAFETY: as for a service; the words of its entry are loaded and stored atomically.
         unsafe { MAPPINGS.get(flow) }
     }
 
@@ -393,7 +415,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn ports(&self, datagram: &FragmentKey) -> Option<Ends> {
-        // SAFETY: as for `service`.
+        // SAFETY: as for a service.
         unsafe { FRAGMENTS.get(datagram) }.copied()
     }
 
@@ -405,13 +427,13 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn vlan(&self, vlan: &VlanKey) -> Option<u32> {
-        // SAFETY: as for `service`.
+        // SAFETY: as for a service.
         unsafe { VLANS.get(vlan) }.copied()
     }
 
     #[inline(always)]
     fn interface(&self, index: u32) -> Option<&Interface> {
-        // SAFETY: as for `service`.
+        // SAFETY: as for a service.
         unsafe { INTERFACES.get(index) }
     }
 

@@ -5,18 +5,15 @@ mod attach;
 mod decap;
 mod flows;
 mod mappings;
+mod words;
 
-use std::{
-    io,
-    os::fd::AsFd,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::io;
 
 pub use attach::{Attach, Link, Mode, Size};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{
-        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
@@ -32,8 +29,8 @@ use foobar_lb_ebpf::{
     },
     reason::Reason,
 };
-use memmap2::{MmapOptions, MmapRaw};
 use tokio::io::{Interest, unix::AsyncFd};
+use words::Words;
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::{
@@ -119,7 +116,7 @@ pub struct Capacities {
     pub mappings: u32,
 }
 
-type Words<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 type Tree<const K: usize, const V: usize> = LpmTrie<MapData, [u8; K], [u8; V]>;
 
 const ENDPOINT: usize = size_of::<Endpoint>();
@@ -127,13 +124,14 @@ const ENDPOINT: usize = size_of::<Endpoint>();
 /// The loaded data path. Dropping it detaches it.
 pub struct Bpf {
     ebpf: Ebpf,
-    slots: MmapRaw,
-    known: MmapRaw,
-    services: Words<ENDPOINT, { size_of::<Service>() }>,
+    slots: Words,
+    known: Words,
+    generation: Words,
+    services: Bytes<ENDPOINT, { size_of::<Service>() }>,
     ranges: Tree<{ size_of::<RangeKey>() }, { size_of::<Service>() }>,
-    replies: Words<ENDPOINT, { size_of::<Reply>() }>,
+    replies: Bytes<ENDPOINT, { size_of::<Reply>() }>,
     reply_ranges: Tree<{ size_of::<ReplyKey>() }, { size_of::<Reply>() }>,
-    addresses: Words<{ size_of::<Address>() }, { size_of::<Vip>() }>,
+    addresses: Bytes<{ size_of::<Address>() }, { size_of::<Vip>() }>,
     prefixes: Tree<{ size_of::<PrefixKey>() }, { size_of::<Vip>() }>,
     interfaces: HashMap<MapData, u32, [u8; size_of::<Interface>()]>,
     server_ids: HashMap<MapData, [u8; size_of::<ServerId>()], u32>,
@@ -176,8 +174,9 @@ impl Bpf {
         let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
         load_program(&mut ebpf, name::PROGRAM)?;
         Ok(Self {
-            slots: map_words(&mut ebpf, name::SLOTS, capacities.slots)?,
-            known: map_words(&mut ebpf, name::KNOWN, KNOWN_WORDS)?,
+            slots: Words::take(&mut ebpf, name::SLOTS, capacities.slots)?,
+            known: Words::take(&mut ebpf, name::KNOWN, KNOWN_WORDS)?,
+            generation: Words::take(&mut ebpf, name::GENERATION, 1)?,
             services: take(&mut ebpf, name::SERVICES)?,
             ranges: take(&mut ebpf, name::RANGES)?,
             replies: take(&mut ebpf, name::REPLIES)?,
@@ -218,6 +217,15 @@ impl Bpf {
 
     /// Does one step of a plan.
     pub fn apply(&mut self, step: &Step) -> Result<(), Error> {
+        let done = self.write(step);
+        // From now on no packet uses a copy of what was there before.
+        if step.is_copied() {
+            self.generation.increment(0);
+        }
+        done
+    }
+
+    fn write(&mut self, step: &Step) -> Result<(), Error> {
         match step {
             Step::PutInterface(index, interface) => {
                 put(&mut self.interfaces, *index, transmute!(*interface), name::INTERFACES)
@@ -250,11 +258,11 @@ impl Bpf {
                 put_prefix(&mut self.prefixes, key, vip, name::PREFIXES)
             }
             Step::StoreSlots { table, place, slots } => {
-                store_words(&self.slots, table + place, slots.iter().map(|slot| slot.to_word()));
+                self.slots.store(table + place, slots.iter().map(|slot| slot.to_word()));
                 Ok(())
             }
             Step::StoreKnown(word, bits) => {
-                store_words(&self.known, *word, [*bits].into_iter());
+                self.known.store(*word, [*bits]);
                 Ok(())
             }
             Step::PutService(end, service) => {
@@ -389,26 +397,6 @@ fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> &'e mut Xdp {
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
     let taken = ebpf.take_map(map).expect("the object has this map");
     T::try_from(taken).map_err(failed(map, "use"))
-}
-
-fn map_words(ebpf: &mut Ebpf, name: &'static str, words: u32) -> Result<MmapRaw, Error> {
-    let map: Array<MapData, u64> = take(ebpf, name)?;
-    let length = words as usize * size_of::<u64>();
-    let mapped = MmapOptions::new().len(length).map_raw(&map.map().fd().as_fd());
-    mapped.map_err(|source| Error::Mmap { map: name, source })
-}
-
-/// Stores words from the one with this index on.
-fn store_words(map: &MmapRaw, first: u32, words: impl ExactSizeIterator<Item = u64>) {
-    let end = first as usize + words.len();
-    assert!(end * size_of::<u64>() <= map.len(), "the plan stays within the map");
-    let start = map.as_mut_ptr().cast::<u64>();
-    for (index, value) in (first as usize..).zip(words) {
-        // SAFETY: within the mapping, as asserted; a page is aligned more than a word, and the kernel's
-        // side too only loads whole words.
-        let word = unsafe { AtomicU64::from_ptr(start.add(index)) };
-        word.store(value, Ordering::Release);
-    }
 }
 
 fn failed(map: &'static str, what: &'static str) -> impl Fn(MapError) -> Error {

@@ -56,6 +56,19 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether it is to a map of which CPUs keep copies.
+    pub fn is_copied(&self) -> bool {
+        matches!(
+            self,
+            Self::PutService(..)
+                | Self::RemoveService(_)
+                | Self::PutReply(..)
+                | Self::RemoveReply(_)
+                | Self::PutReplyRange(..)
+                | Self::RemoveReplyRange(_)
+        )
+    }
+
     fn store_known((word, bits): (u32, u64)) -> Self {
         Self::StoreKnown(word, bits)
     }
