@@ -55,26 +55,41 @@ impl Report {
         let results = json!({
             "seconds": self.seconds,
             "turns": self.turns.iter().map(Turn::to_json).collect::<Vec<_>>(),
+            "ratios": self.ratios(),
             "targets": self.targets(),
         });
         self.machine.write("traffic", results, file)
     }
 
+    /// Those of the tables.
+    fn ratios(&self) -> Vec<Value> {
+        let to_json = |load: Load, contender: Contender| {
+            Units::of(load).others.map(|other| self.ratio_to_json(load, contender, other))
+        };
+        let of_load = |load| Contender::all().into_iter().flat_map(move |contender| to_json(load, contender));
+        Load::ALL.into_iter().flat_map(of_load).filter(|ratio| !ratio["ratio"].is_null()).collect()
+    }
+
     fn targets(&self) -> Vec<Value> {
         let to_json = |target: &Target| {
             let Target { load, other, least } = *target;
-            let ratio = self.ratio(load, SUBJECT, other);
-            json!({
-                "contender": SUBJECT.name(),
-                "other": other.name(),
-                "load": load.key(),
-                "least": least,
-                "ratio": ratio.map(|ratio| ratio.median),
-                "interval": ratio.and_then(|ratio| ratio.interval),
-                "verdict": target.verdict(ratio),
-            })
+            let mut json = self.ratio_to_json(load, SUBJECT, other);
+            json["least"] = least.into();
+            json["verdict"] = target.verdict(self.ratio(load, SUBJECT, other)).into();
+            json
         };
         TARGETS.iter().map(to_json).collect()
+    }
+
+    fn ratio_to_json(&self, load: Load, contender: Contender, other: Contender) -> Value {
+        let ratio = self.ratio(load, contender, other);
+        json!({
+            "load": load.key(),
+            "contender": contender.name(),
+            "other": other.name(),
+            "ratio": ratio.map(|ratio| ratio.median),
+            "interval": ratio.and_then(|ratio| ratio.interval),
+        })
     }
 
     /// What one contender does for what another does in the same round.

@@ -46,7 +46,8 @@ impl Chapter {
             "traffic" => (
                 "Traffic",
                 "Medians of all rounds. Ratios are of what was done in the same round by an XDP program that forwards and \
-                 balances nothing: the median (the dot), and the least to the most of all rounds.",
+                 balances nothing: in tables with their interval of 95 %, in plots with the least and the most of all \
+                 rounds.",
                 ratios(run)?,
                 series::loads(run).iter().map(|load| loads(run, load)).collect(),
             ),
@@ -91,11 +92,17 @@ fn target(target: &Value) -> Vec<String> {
         return vec![text(&target["what"]), limit, measured, verdict.to_owned()];
     }
     let [contender, other, load] = ["contender", "other", "load"].map(|key| text(&target[key]));
-    let interval: Vec<String> = list(&target["interval"]).iter().map(number).collect();
-    let interval =
-        if interval.is_empty() { interval.concat() } else { format!(" ({})", interval.join(" to ")) };
-    let measured = format!("{} x{interval}", number(&target["ratio"]));
+    let measured = ratio(&target["ratio"], &target["interval"]);
     vec![format!("{contender} to {other}, {}", load_name(&load)), limit, measured, text(&target["verdict"])]
+}
+
+/// A ratio with its interval, if there are any.
+fn ratio(ratio: &Value, interval: &Value) -> String {
+    match list(interval) {
+        _ if ratio.is_null() => String::new(),
+        [low, high] => format!("{} ({} to {})", number(ratio), number(low), number(high)),
+        _ => number(ratio),
+    }
 }
 
 fn growth(run: &Value) -> Result<Vec<Plot>> {
@@ -133,7 +140,6 @@ fn ratios(run: &Value) -> Result<Vec<Plot>> {
 }
 
 fn loads(run: &Value, load: &str) -> Table {
-    let spreads = series::spreads(run, load, BASE);
     let row = |contender: &String| {
         let turns: Vec<&Value> = list(&run["turns"])
             .iter()
@@ -143,17 +149,16 @@ fn loads(run: &Value, load: &str) -> Table {
             let all: Vec<f64> = turns.iter().filter_map(|turn| figure(turn)).collect();
             median(&all).map_or_else(String::new, digits)
         };
-        let ratio =
-            spreads.iter().find(|spread| spread.name == *contender).map_or_else(String::new, |spread| {
-                format!("{} ({} to {})", digits(spread.median), digits(spread.least), digits(spread.most))
-            });
+        let ratios = list(&run["ratios"]).iter().find(|one| {
+            one["load"] == load && one["contender"] == contender.as_str() && one["other"] == BASE
+        });
         vec![
             contender.clone(),
             figure(&|turn| Some(amount(turn)? / turn["seconds"].as_f64()?)),
             figure(&|turn| Some(turn["p50_microseconds"].as_f64()? / 1e3)),
             figure(&|turn| Some(turn["p99_microseconds"].as_f64()? / 1e3)),
             figure(&|turn| Some(turn["cpu_seconds"].as_f64()? / amount(turn)? * cost_of(load))),
-            ratio,
+            ratios.map_or_else(String::new, |one| ratio(&one["ratio"], &one["interval"])),
         ]
     };
     let (rate, cost) = match load {
