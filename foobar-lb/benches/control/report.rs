@@ -75,13 +75,14 @@ impl Report {
 
 impl Figure {
     /// The one in the middle.
-    pub fn median(&self) -> f64 {
+    fn median(&self) -> f64 {
         let mut sorted = self.rounds.clone();
         sorted.sort_by(f64::total_cmp);
         sorted[sorted.len() / 2]
     }
 
-    fn min(&self) -> f64 {
+    /// The least.
+    pub fn min(&self) -> f64 {
         self.rounds.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
