@@ -28,6 +28,7 @@ mod path_mtu;
 mod ping;
 mod quic;
 mod reload;
+mod routes;
 mod same_subnet;
 mod snat;
 mod spread;

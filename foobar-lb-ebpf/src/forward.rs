@@ -10,6 +10,7 @@ use crate::{
     layout::{Address, Endpoint, FlowKey, NO_ADDRESS, NextHop, TCP, VLAN_DEVICE},
     packet::Frame,
     reason::{Reason, Verdict},
+    tables::Tables,
 };
 
 /// Replaces one end of a packet's flow: its destination on the way to a backend, its source on the way back.
@@ -106,6 +107,35 @@ pub struct Question<'a> {
     pub source: &'a Address,
     /// Its destination as it goes on.
     pub destination: &'a Address,
+}
+
+/// The way of a packet to a client: by a route that is known here; as the kernel says where none is, and where the
+/// packet does not fit.
+#[inline(always)]
+pub fn find_way<T: Tables>(tables: &T, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
+    if tables.find_known_way(question.destination, question.length, hop) {
+        return Ok(());
+    }
+    tables.route(question, hop)
+}
+
+/// Whether the first route that is for a destination leads where a packet of so many bytes fits; `hop` is there then.
+#[inline(always)]
+pub fn find_known_way<T: Tables>(tables: &T, destination: &Address, length: u16, hop: &mut Hop) -> bool {
+    let Some(routes) = tables.routes() else { return false };
+    let routes = match Family::of(destination) {
+        Family::V4 => &routes.v4,
+        Family::V6 => &routes.v6,
+    };
+    let route = routes.iter().find(|route| route.covers(destination));
+    let fits = |next_hop: &&NextHop| next_hop.interface != 0 && u32::from(length) <= next_hop.mtu;
+    match route.map(|route| &route.next_hop).filter(fits) {
+        Some(next_hop) => {
+            *hop = Hop::to(next_hop);
+            true
+        }
+        None => false,
+    }
 }
 
 /// Sends the frame out of the interface it came in by or another.

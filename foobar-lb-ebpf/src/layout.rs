@@ -5,6 +5,7 @@
 mod flows;
 mod known;
 mod quic;
+mod routes;
 mod vlan;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -13,6 +14,7 @@ pub use self::{
     flows::{Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Sources, entry_state},
     known::{KNOWN_WORDS, known_bit},
     quic::{Quic, ServerId},
+    routes::{Route, Routes},
     vlan::{Tags, VLAN_DEVICE, VlanKey},
 };
 
@@ -48,6 +50,10 @@ pub mod name {
     pub const INTERFACES: &str = "INTERFACES";
     /// [`VlanKey`](super::VlanKey) -> index of its VLAN device; hash.
     pub const VLANS: &str = "VLANS";
+    /// Any index -> [`Routes`](super::Routes); array, of which one element is in use.
+    pub const ROUTES: &str = "ROUTES";
+    /// 0 -> index of the element of `ROUTES` that is in use, as one word; mmapable array.
+    pub const ROUTES_IN_USE: &str = "ROUTES_IN_USE";
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); LRU of flows that showed a SYN only.
     pub const HALF_OPEN: &str = "HALF_OPEN";
     /// [`FlowKey`](super::FlowKey) -> [`Entry`](super::Entry); flows remembered from their SYN; hash, refuses
@@ -103,6 +109,9 @@ pub mod capacity {
     pub const SERVER_IDS: u32 = 2 * BACKENDS;
     /// Attached interfaces and VLAN devices on them; a network card has at most 4094 VLANs, but for those within others.
     pub const INTERFACES: u32 = 8_192;
+    /// Routes to clients, old and new: an element is written again after so many changes only, which are some 20 ms apart
+    /// at least. A packet has long been on its way by then.
+    pub const ROUTES: u32 = 16;
     /// Remembered flows that showed a SYN only.
     pub const HALF_OPEN: u32 = 65_536;
     /// Flows remembered from their SYN.
@@ -122,7 +131,19 @@ pub mod capacity {
 /// stack aligned.
 #[repr(C, align(8))]
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 pub struct Address(pub [u8; 16]);
 

@@ -21,8 +21,8 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, KNOWN_WORDS,
-        Mapping, PrefixKey, Quic, RangeKey, Reply, ReplyKey, ServerId, Service, Slot, Sources, Tags, Traffic,
-        Tunnel, VLAN_DEVICE, Vip, VlanKey, capacity, known_bit,
+        Mapping, PrefixKey, Quic, RangeKey, Reply, ReplyKey, Routes, ServerId, Service, Slot, Sources, Tags,
+        Traffic, Tunnel, VLAN_DEVICE, Vip, VlanKey, capacity, known_bit,
     },
     packet::Packet,
     reason::{Reason, Verdict},
@@ -76,6 +76,10 @@ static LIMIT: PerCpuArray<Limit> = PerCpuArray::with_max_entries(1, 0);
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
 #[map]
 static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(capacity::INTERFACES, 0);
+#[map]
+static ROUTES: Array<Routes> = Array::with_max_entries(capacity::ROUTES, 0);
+#[map]
+static ROUTES_IN_USE: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
 #[map]
@@ -438,8 +442,18 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn routes(&self) -> Option<&Routes> {
+        ROUTES.get(ROUTES_IN_USE.get(0)?.load() as u32)
+    }
+
+    #[inline(always)]
     fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {
         host::find_way(self.context, question, hop)
+    }
+
+    #[inline(always)]
+    fn find_known_way(&self, destination: &Address, length: u16, hop: &mut Hop) -> bool {
+        functions::find_known_way(destination, length.into(), hop) != 0
     }
 
     #[inline(always)]

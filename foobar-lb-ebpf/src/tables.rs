@@ -3,11 +3,11 @@
 use crate::{
     conntrack::{self, Conntrack},
     flow::{HashKey, Kind},
-    forward::{Hop, Question},
+    forward::{self, Hop, Question},
     headers::Side,
     layout::{
-        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic, Reply, ServerId,
-        Service, Slot, Sources, Tunnel, Vip, VlanKey,
+        Address, Backend, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping, Quic, Reply, Routes,
+        ServerId, Service, Slot, Sources, Tunnel, Vip, VlanKey,
     },
     packet::Packet,
     quic,
@@ -62,6 +62,8 @@ pub trait Tables {
     fn vlan(&self, vlan: &VlanKey) -> Option<u32>;
     /// An attached interface, or a VLAN device on one.
     fn interface(&self, index: u32) -> Option<&Interface>;
+    /// The routes to clients that are known without asking the kernel.
+    fn routes(&self) -> Option<&Routes>;
     /// Asks the kernel for the way of a packet to a client, which stays unknown where a neighbour has to be resolved
     /// first.
     fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason>;
@@ -92,6 +94,15 @@ pub trait Tables {
         Self: Sized,
     {
         quic::named_backend(&packet.frame(), self, udp, quic)
+    }
+
+    /// [`forward::find_known_way`]. The kernel has this, and the next, as a function of its own.
+    #[inline(always)]
+    fn find_known_way(&self, destination: &Address, length: u16, hop: &mut Hop) -> bool
+    where
+        Self: Sized,
+    {
+        forward::find_known_way(self, destination, length, hop)
     }
 
     /// The backend of a packet whose slot is not settled.

@@ -4,7 +4,7 @@ use crate::{
     balance::Halt,
     conntrack,
     flow::{Kind, Parsed, Sign, hash, reduce},
-    forward::{Hop, Question},
+    forward::{self, Hop, Question},
     headers::Side,
     ip::{Family, Ip},
     layout::{
@@ -232,7 +232,8 @@ fn find_way_to_client<T: Tables>(
     // As a packet of the other IP it is nobody's to fragment on the way.
     let may_fragment = may_fragment && growth == 0;
     let (source, destination) = (&source.address, &client.address);
-    tables.route(&Question { ingress, protocol, length, may_fragment, source, destination }, hop)
+    let question = Question { ingress, protocol, length, may_fragment, source, destination };
+    forward::find_way(tables, &question, hop)
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Interface, KNOWN_WORDS, PrefixKey, RangeKey, Reply,
-        ReplyKey, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, name,
+        ReplyKey, Routes, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, capacity, name,
     },
     reason::Reason,
 };
@@ -137,6 +137,8 @@ pub struct Bpf {
     server_ids: HashMap<MapData, [u8; size_of::<ServerId>()], u32>,
     vlans: HashMap<MapData, [u8; size_of::<VlanKey>()], u32>,
     direct: Tree<{ size_of::<DirectKey>() }, { size_of::<u32>() }>,
+    routes: Array<MapData, [u8; size_of::<Routes>()]>,
+    routes_in_use: Words,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
     tunnels: Array<MapData, [u8; size_of::<Tunnel>()]>,
     sources: Array<MapData, [u8; size_of::<Sources>()]>,
@@ -187,6 +189,8 @@ impl Bpf {
             server_ids: take(&mut ebpf, name::SERVER_IDS)?,
             vlans: take(&mut ebpf, name::VLANS)?,
             direct: take(&mut ebpf, name::DIRECT)?,
+            routes: take(&mut ebpf, name::ROUTES)?,
+            routes_in_use: Words::take(&mut ebpf, name::ROUTES_IN_USE, 1)?,
             backends: take(&mut ebpf, name::BACKENDS)?,
             tunnels: take(&mut ebpf, name::TUNNELS)?,
             sources: take(&mut ebpf, name::SOURCES)?,
@@ -231,6 +235,7 @@ impl Bpf {
                 put(&mut self.interfaces, *index, transmute!(*interface), name::INTERFACES)
             }
             Step::PutVlan(vlan, index) => put(&mut self.vlans, transmute!(*vlan), *index, name::VLANS),
+            Step::SetRoutes(routes) => self.set_routes(transmute!(**routes)),
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
             Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
             Step::PutSources(id, sources) => self.set_sources(*id, transmute!(*sources)),
@@ -312,6 +317,14 @@ impl Bpf {
 
     fn set_sources(&mut self, id: u32, sources: [u8; size_of::<Sources>()]) -> Result<(), Error> {
         self.sources.set(id, sources, 0).map_err(failed(name::SOURCES, "write"))
+    }
+
+    /// Writes an element that no packet reads, and then has it read instead of the last.
+    fn set_routes(&mut self, routes: [u8; size_of::<Routes>()]) -> Result<(), Error> {
+        let next = (self.routes_in_use.load(0) as u32 + 1) % capacity::ROUTES;
+        self.routes.set(next, routes, 0).map_err(failed(name::ROUTES, "write"))?;
+        self.routes_in_use.store(0, [next.into()]);
+        Ok(())
     }
 
     /// Its id is given again, and then its counters belong to another backend.

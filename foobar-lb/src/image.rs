@@ -10,8 +10,8 @@ use std::{
 
 use foobar_lb_ebpf::layout::{
     Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, PrefixKey, Quic,
-    RangeKey, Reply, ReplyKey, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tags, Tunnel, UDP,
-    VLAN_DEVICE, Vip, VlanKey, address_flag, backend_flag, mapped, mode,
+    RangeKey, Reply, ReplyKey, Route, Routes, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tags,
+    Tunnel, UDP, VLAN_DEVICE, Vip, VlanKey, address_flag, backend_flag, mapped, mode,
 };
 use ipnet::IpNet;
 
@@ -31,6 +31,8 @@ pub struct Image {
     pub interfaces: BTreeMap<u32, Interface>,
     /// The indices of the VLAN devices.
     pub vlans: BTreeMap<VlanKey, u32>,
+    /// Routes to clients.
+    pub routes: Routes,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Outer headers of packets to backends, by id.
@@ -63,6 +65,7 @@ impl Image {
         match step {
             Step::PutInterface(index, interface) => drop(self.interfaces.insert(*index, *interface)),
             Step::PutVlan(vlan, index) => drop(self.vlans.insert(*vlan, *index)),
+            Step::SetRoutes(routes) => self.routes = **routes,
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
             Step::PutSources(id, sources) => drop(self.sources.insert(*id, *sources)),
@@ -176,6 +179,11 @@ impl fmt::Display for Image {
         }
         for (VlanKey { interface, tags }, index) in &self.vlans {
             writeln!(f, "vlan {} on interface {interface}: interface {index}", Vlan(tags))?;
+        }
+        let routes = self.routes.v4.iter().chain(&self.routes.v6);
+        for Route { prefix, mask, next_hop, .. } in routes.filter(|route| **route != Route::default()) {
+            let bits = u128::from_be_bytes(mask.0).count_ones();
+            writeln!(f, "route {}: {}", Net(prefix, bits), Hop(next_hop))?;
         }
         for (address, vip) in &self.addresses {
             writeln!(f, "address {}:{}", Ip(address), Known(vip))?;

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, ServerId,
+    Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, Routes, ServerId,
     Service, Slot, Sources, Tunnel, Vip, VlanKey,
 };
 
@@ -20,6 +20,7 @@ use crate::{
 pub enum Step {
     PutInterface(u32, Interface),
     PutVlan(VlanKey, u32),
+    SetRoutes(Box<Routes>),
     PutTunnel(u32, Tunnel),
     PutSources(u32, Sources),
     PutBackend(u32, Backend),
@@ -82,6 +83,9 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     steps.extend(before.changes(&both).map(Step::store_known));
     put(&mut steps, &current.interfaces, &wanted.interfaces, Step::PutInterface);
     put(&mut steps, &current.vlans, &wanted.vlans, Step::PutVlan);
+    if current.routes != wanted.routes {
+        steps.push(Step::SetRoutes(Box::new(wanted.routes)));
+    }
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
     put(&mut steps, &current.sources, &wanted.sources, Step::PutSources);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);

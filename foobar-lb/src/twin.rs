@@ -20,7 +20,8 @@ use foobar_lb_ebpf::{
     headers::Side,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, Mapping,
-        NextHop, PrefixKey, Reply, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, VlanKey, capacity,
+        NextHop, PrefixKey, Reply, Routes, ServerId, Service, Slot, Sources, Traffic, Tunnel, Vip, VlanKey,
+        capacity,
     },
     packet::Buffer,
     reason::{Reason, Verdict},
@@ -235,6 +236,10 @@ impl Tables for Twin {
 
     fn interface(&self, index: u32) -> Option<&Interface> {
         self.image.interfaces.get(&index)
+    }
+
+    fn routes(&self) -> Option<&Routes> {
+        Some(&self.image.routes)
     }
 
     fn route(&self, question: &Question<'_>, hop: &mut Hop) -> Result<(), Reason> {

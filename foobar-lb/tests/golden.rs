@@ -5,7 +5,8 @@
 //! Of the network, seen at once with the next event that is none of these: `link INDEX MAC [attached]`,
 //! `link INDEX MAC PROTOCOL ID on INDEX`, a VLAN device, `down INDEX`, `detach INDEX`,
 //! `local ADDRESS [on INDEX]`, `subnet PREFIX on INDEX`, `neighbour ADDRESS on INDEX MAC [by-gateway | mtu BYTES]`,
-//! which is reached from the first local address on that link, `lost ADDRESS`. Of the backends:
+//! which is reached from the first local address on that link, `lost ADDRESS`; `forwards INDEX IPv4|IPv6`;
+//! `routes PREFIX|PREFIX=NEIGHBOUR...`, in place of those before. Of the backends:
 //! `health SERVICE BACKEND up|unknown|answers|silent`, and `why SERVICE BACKEND`, which shows what status says of it.
 //! Of the operator: `drain|disable|enable SERVICE BACKEND...`, `weight SERVICE BACKEND WEIGHT`, and `reload FILE`, a
 //! configuration in `tests/golden/reload`; what they answer is shown. Of time: `wait DURATION`, `sweep`, which finds no
@@ -29,6 +30,7 @@ use foobar_lb::{
     sweep::{Found, GRACE},
 };
 use foobar_lb_ebpf::layout::Interface;
+use ipnet::IpNet;
 
 const SEED: u64 = 1;
 const MTU: u32 = 1500;
@@ -163,6 +165,14 @@ impl Teller {
             ["neighbour", address, "on", index, mac, ref way @ ..] => {
                 self.observe_neighbour(address, index, mac, way)?;
             }
+            ["forwards", index, ip] => {
+                let link = self.view.links.get_mut(&index.parse().ok()?)?;
+                *if ip == "IPv4" { &mut link.forwards_v4 } else { &mut link.forwards_v6 } = true;
+            }
+            ["routes", ref routes @ ..] => {
+                self.view.routes =
+                    routes.iter().map(|route| self.parse_route(route)).collect::<Option<_>>()?;
+            }
             ["lost", address] => drop(self.view.next_hops.remove(&address.parse::<IpAddr>().ok()?)?),
             _ => return None,
         }
@@ -183,7 +193,7 @@ impl Teller {
     fn observe_link(&mut self, index: &str, mac: &str, way: &[&str]) -> Option<()> {
         let (index, mac) = (index.parse().ok()?, parse_mac(mac)?);
         let name = format!("eth{index}");
-        let mut link = Link { name, mac: Some(mac), up: true, mtu: MTU, addresses: vec![], vlan: None };
+        let mut link = Link { name, mac: Some(mac), up: true, mtu: MTU, ..Link::default() };
         match *way {
             [] => {}
             ["attached"] => drop(self.state.attached.insert(index, Interface::new(mac))),
@@ -199,6 +209,17 @@ impl Teller {
         }
         self.view.links.insert(index, link);
         Some(())
+    }
+
+    /// `PREFIX`, or `PREFIX=GATEWAY` where the gateway has been a neighbour.
+    fn parse_route(&self, route: &str) -> Option<(IpNet, Option<NextHop>)> {
+        match route.split_once('=') {
+            None => Some((route.parse().ok()?, None)),
+            Some((prefix, gateway)) => {
+                let hop = self.view.next_hops.get(&gateway.parse::<IpAddr>().ok()?)?;
+                Some((prefix.parse().ok()?, Some(*hop)))
+            }
+        }
     }
 
     fn observe_neighbour(&mut self, address: &str, index: &str, mac: &str, way: &[&str]) -> Option<()> {

@@ -50,7 +50,7 @@ pub const WEB2: Dual = web(2);
 /// The router of a one-arm network, on the backends' side.
 pub const ROUTER: Dual = dual([10, 0, 1, 254], BACKEND_SIDE, 0x254);
 /// The far router on the client's gateway's side, and that gateway on the far router's side.
-const FAR: Dual = dual([10, 0, 2, 1], FAR_SIDE, 1);
+pub const FAR: Dual = dual([10, 0, 2, 1], FAR_SIDE, 1);
 const NEAR: Dual = dual([10, 0, 2, 2], FAR_SIDE, 2);
 
 const CLIENT_SIDE: [u16; 2] = [0xfd00, 0xa];

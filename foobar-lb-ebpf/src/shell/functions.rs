@@ -7,7 +7,8 @@ use aya_ebpf::{
 use foobar_lb_ebpf::{
     conntrack,
     flow::Kind,
-    layout::{FlowKey, NO_BACKEND, Quic, Slot},
+    forward::{self, Hop},
+    layout::{Address, FlowKey, NO_BACKEND, Quic, Slot},
     nat64,
     packet::Packet,
     quic,
@@ -74,6 +75,20 @@ pub extern "C" fn is_free(context: *mut xdp_md, flow: *const FlowKey, choice: u6
     // SAFETY: null, or what the caller lends.
     let flow = unsafe { flow.as_ref() };
     flow.is_some_and(|flow| snat::is_free(&tables, flow, claim)).into()
+}
+
+/// [`forward::find_known_way`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_known_way(destination: *const Address, length: u32, hop: *mut Hop) -> u32 {
+    let tables = Maps { context: core::ptr::null_mut() };
+    // SAFETY: null, or what the caller lends.
+    match unsafe { (destination.as_ref(), hop.as_mut()) } {
+        (Some(destination), Some(hop)) => {
+            forward::find_known_way(&tables, destination, length as u16, hop).into()
+        }
+        _ => 0,
+    }
 }
 
 /// [`conntrack::follow`].

@@ -234,14 +234,7 @@ fn view() -> View {
         on_link: true,
         local: None,
     };
-    let link = Link {
-        name: "lo".to_owned(),
-        mac: Some(BALANCER_MAC),
-        up: true,
-        mtu: MTU,
-        addresses: vec![],
-        vlan: None,
-    };
+    let link = Link { name: "lo".to_owned(), mac: Some(BALANCER_MAC), up: true, mtu: MTU, ..Link::default() };
     View {
         next_hops: (0..BACKENDS).map(|number| (frames::backend(number).ip(), next_hop)).collect(),
         links: [(INTERFACE, link)].into(),

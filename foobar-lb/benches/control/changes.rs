@@ -163,8 +163,7 @@ fn view(backends: impl Iterator<Item = IpAddr>) -> View {
         on_link: false,
         local: None,
     };
-    let link =
-        Link { name: "lo".to_owned(), mac: Some(mac), up: true, mtu: MTU, addresses: vec![], vlan: None };
+    let link = Link { name: "lo".to_owned(), mac: Some(mac), up: true, mtu: MTU, ..Link::default() };
     View {
         next_hops: backends.map(|backend| (backend, next_hop)).collect(),
         links: [(INTERFACE, link)].into(),

@@ -80,6 +80,20 @@ impl Family {
         IpNet::new(self.address([10, 1], 1, 0), bits).expect("an address has so many bits")
     }
 
+    /// All addresses.
+    pub fn any(self) -> IpNet {
+        IpNet::new(self.own(), 0).expect("no bit is too few").trunc()
+    }
+
+    /// Prefixes of hosts that are neighbours, and of the host itself: what a machine with one interface has of them.
+    pub fn near(self) -> impl Iterator<Item = IpNet> {
+        let own = match self {
+            Self::V4 => &["127.0.0.0/8"][..],
+            Self::V6 => &["::1/128", "fe80::/64", "ff00::/8"],
+        };
+        own.iter().map(|prefix| prefix.parse().expect("a prefix")).chain([self.network()])
+    }
+
     /// Where packets to backends come from in mode `snat`.
     pub fn snat_sources(self) -> impl Iterator<Item = IpAddr> {
         (0..SNAT_SOURCES).map(move |number| self.address([10, 2], 2, number))

@@ -9,7 +9,7 @@ use foobar_lb::{
     bpf::{Bpf, Capacities},
     config,
     image::Image,
-    neighbour::{NextHop, View},
+    neighbour::{Link, NextHop, View},
     plan,
     state::State,
     sweep::Store,
@@ -117,11 +117,21 @@ fn render(setup: Setup, config: config::Config, interface: u32) -> Image {
     };
     let backends =
         config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip());
+    let link = Link {
+        mac: Some(OWN_MAC),
+        up: true,
+        mtu: MTU,
+        forwards_v4: true,
+        forwards_v6: true,
+        ..Link::default()
+    };
+    let by_kernel = family.near().map(|prefix| (prefix, None));
     let view = View {
+        routes: by_kernel.chain([(family.any(), Some(next_hop))]).collect(),
+        links: [(interface, link)].into(),
         next_hops: backends.map(|backend| (backend, next_hop)).collect(),
         locals: [family.own()].into(),
         connected: vec![(family.network(), interface)],
-        ..View::default()
     };
     let mut state = State::new(config.services, SEED);
     state.attached.insert(interface, Interface::new(OWN_MAC));

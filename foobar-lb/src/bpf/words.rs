@@ -27,6 +27,11 @@ impl Words {
         Ok(Self(mapped))
     }
 
+    /// A word, as this process has left it.
+    pub fn load(&self, index: u32) -> u64 {
+        self.word(index).load(Ordering::Relaxed)
+    }
+
     /// Replaces words, from the one with this index on.
     pub fn store(&self, first: u32, words: impl IntoIterator<Item = u64>) {
         for (index, value) in (first..).zip(words) {

@@ -1,8 +1,11 @@
-//! Where packets for a backend go next: the interface and the two MAC addresses, kept current by
-//! following what the kernel announces. Only this directory speaks netlink. It changes nothing in the
-//! kernel but to ask for a neighbour to be resolved; what becomes of a view is the daemon's matter.
+//! Where packets for a backend or a client go next: the interface and the two MAC addresses, kept current by
+//! following what the kernel announces. `routes` and `mirror` are about clients. Only this directory speaks netlink.
+//! It changes nothing in the kernel but to ask for a neighbour to be resolved; what becomes of a view is the
+//! daemon's matter.
 
+mod mirror;
 mod netlink;
+mod routes;
 mod tables;
 
 use std::{
@@ -54,7 +57,7 @@ pub struct NextHop {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its name, as the operator knows it.
     pub name: String,
@@ -68,6 +71,12 @@ pub struct Link {
     pub addresses: Vec<IpAddr>,
     /// What makes it a VLAN device.
     pub vlan: Option<Vlan>,
+    /// The kernel forwards the IPv4 packets that arrive on it.
+    pub forwards_v4: bool,
+    /// The kernel forwards the IPv6 packets that arrive on it.
+    pub forwards_v6: bool,
+    /// Largest IPv6 packet in bytes, where that is smaller than the largest of all.
+    pub mtu_v6: Option<u32>,
 }
 
 /// Where the frames of a VLAN device go.
@@ -92,6 +101,10 @@ pub struct View {
     pub locals: BTreeSet<IpAddr>,
     /// The prefixes whose hosts are reached without a gateway, each with its interface's index; sorted.
     pub connected: Vec<(IpNet, u32)>,
+    /// The routes to clients that are known for sure: a prefix and where all of its packets go, or none where only
+    /// the kernel can tell. Longer prefixes come first; of each family there are at most
+    /// [`Routes::MOST`](foobar_lb_ebpf::layout::Routes::MOST).
+    pub routes: Vec<(IpNet, Option<NextHop>)>,
     /// All interfaces, by index.
     pub links: BTreeMap<u32, Link>,
 }

@@ -13,8 +13,8 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{
-        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-        VlanProtocol,
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage, LinkXdp, VlanProtocol,
     },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
@@ -23,7 +23,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder,
+    Handle, IpVersion, MulticastGroup, RouteMessageBuilder,
     packet_core::{NetlinkMessage, NetlinkPayload},
     sys::SocketAddr,
 };
@@ -32,8 +32,13 @@ use tracing::debug;
 
 use super::{
     Change, Error, Interface, Link, Vlan, XdpAttachment, XdpMode,
+    mirror::{Mirrored, mirror},
+    routes,
     tables::{Neighbour, NeighbourKey, Route, Tables},
 };
+
+/// More routes than these are not looked at: only the kernel knows them.
+const MOST_ROUTES: usize = 1000;
 
 /// Everything that can change a next hop.
 const GROUPS: [MulticastGroup; 9] = [
@@ -53,6 +58,8 @@ const GROUPS: [MulticastGroup; 9] = [
 pub(super) struct Kernel {
     requests: Handle,
     announcements: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// The IPs of which there were too many routes.
+    crowded: Vec<IpVersion>,
     /// The tasks that drive the sockets; dropping the set ends them.
     _connections: JoinSet<()>,
 }
@@ -66,7 +73,7 @@ impl Kernel {
         let mut connections = JoinSet::new();
         connections.spawn(announcing);
         connections.spawn(answering);
-        Ok(Self { requests, announcements, _connections: connections })
+        Ok(Self { requests, announcements, crowded: Vec::new(), _connections: connections })
     }
 
     /// Waits for the next announcement. May be cancelled without losing one.
@@ -79,9 +86,9 @@ impl Kernel {
         }
     }
 
-    /// Reads everything. Routes come last: on a lost connection a dump just ends early, but a route request
+    /// Reads everything. Routes of targets come last: on a lost connection a dump just ends early, but a route request
     /// fails.
-    pub async fn read(&self, targets: &BTreeSet<IpAddr>) -> Result<Tables, Error> {
+    pub async fn read(&mut self, targets: &BTreeSet<IpAddr>) -> Result<Tables, Error> {
         let mut tables = Tables::default();
         for message in collect(self.requests.link().get().execute()).await? {
             tables.links.insert(message.header.index, decode_link(message));
@@ -91,6 +98,9 @@ impl Kernel {
         }
         for message in collect(self.requests.neighbours().get().execute()).await? {
             tables.neighbours.extend(decode_neighbour(&message));
+        }
+        for version in [IpVersion::V4, IpVersion::V6] {
+            tables.mirrored.extend(self.mirror(version).await?);
         }
         for &target in targets {
             let route = self.route(target).await?;
@@ -134,6 +144,36 @@ impl Kernel {
         }
     }
 
+    /// The routes to clients that are known for sure.
+    async fn mirror(&mut self, version: IpVersion) -> Result<Vec<Mirrored>, Error> {
+        // Whoever has so many has them change often, too, and each time they would all have to be read again.
+        if self.crowded.contains(&version) {
+            return Ok(Vec::new());
+        }
+        let rules = collect(pin!(self.requests.rule().get(version.clone()).execute())).await;
+        // A kernel without policy rules refuses, and one without an IP has no routes of it either.
+        if !rules.is_ok_and(|rules| routes::are_default(&rules)) {
+            return Ok(Vec::new());
+        }
+        let request = match version {
+            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut dump = pin!(self.requests.route().get(request).execute());
+        let mut routes = Vec::new();
+        // To the end in any case: the socket has one dump at a time.
+        while let Some(message) = dump.try_next().await.map_err(to_error)? {
+            if routes.len() <= MOST_ROUTES {
+                routes.extend(routes::decode_route(&message));
+            }
+        }
+        if routes.len() > MOST_ROUTES {
+            self.crowded.push(version);
+            return Ok(Vec::new());
+        }
+        Ok(mirror(&routes))
+    }
+
     /// The way to a target, as this machine's own packets would go: policy rules are respected.
     async fn route(&self, target: IpAddr) -> Result<Option<Route>, Error> {
         let request = match target {
@@ -153,10 +193,14 @@ async fn collect<S>(dump: S) -> Result<Vec<S::Ok>, Error>
 where
     S: TryStream<Error = rtnetlink::Error>,
 {
-    dump.try_collect().await.map_err(|error| match error {
+    dump.try_collect().await.map_err(to_error)
+}
+
+fn to_error(error: rtnetlink::Error) -> Error {
+    match error {
         rtnetlink::Error::RequestFailed => Error::Lost,
         refused => Error::Refused(refused),
-    })
+    }
 }
 
 /// None for what no next hop depends on.
@@ -175,16 +219,40 @@ fn decode_link(message: LinkMessage) -> Link {
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     let vlan = decode_vlan(&message);
-    let mut link = Link { name: String::new(), mac: None, up, mtu: 0, addresses: Vec::new(), vlan };
+    let mut link = Link { up, vlan, ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(mac) if ethernet => link.mac = mac.try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::AfSpecUnspec(specific) => {
+                specific.iter().for_each(|ip| set_forwarding(&mut link, ip))
+            }
             _ => {}
         }
     }
     link
+}
+
+/// What an IP has set for a link.
+fn set_forwarding(link: &mut Link, ip: &AfSpecUnspec) {
+    match ip {
+        AfSpecUnspec::Inet(settings) => {
+            link.forwards_v4 = settings.iter().any(|setting| match setting {
+                AfSpecInet::DevConf(conf) => conf.forwarding != 0,
+                _ => false,
+            });
+        }
+        AfSpecUnspec::Inet6(settings) => {
+            let conf = settings.iter().find_map(|setting| match setting {
+                AfSpecInet6::DevConf(conf) => Some(conf),
+                _ => None,
+            });
+            link.forwards_v6 = conf.is_some_and(|conf| conf.forwarding != 0);
+            link.mtu_v6 = conf.and_then(|conf| conf.mtu6.try_into().ok());
+        }
+        _ => {}
+    }
 }
 
 /// None for a link of another kind, and for one whose parent is in another network namespace.

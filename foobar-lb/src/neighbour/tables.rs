@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Link, NextHop, View};
+use super::{Link, NextHop, View, mirror::Mirrored};
 
 /// A neighbour is an address on a link: the interface's index and the address.
 pub(super) type NeighbourKey = (u32, IpAddr);
@@ -22,6 +22,8 @@ pub(super) struct Tables {
     /// Of each target that has one.
     pub routes: BTreeMap<IpAddr, Route>,
     pub neighbours: BTreeMap<NeighbourKey, Neighbour>,
+    /// The routes to clients.
+    pub mirrored: Vec<Mirrored>,
 }
 
 /// The way to a target.
@@ -51,8 +53,12 @@ impl Tables {
     pub fn view(&self) -> View {
         let next_hops =
             self.routes.iter().filter_map(|(&target, route)| Some((target, self.next_hop(target, route)?)));
+        let routes = self.mirrored.iter().map(|(prefix, gateway)| {
+            (*prefix, gateway.and_then(|gateway| self.next_hop(prefix.addr(), &self.by(prefix, gateway))))
+        });
         View {
             next_hops: next_hops.collect(),
+            routes: routes.collect(),
             locals: self.locals.clone(),
             connected: self.connected.iter().copied().collect(),
             links: self.links.clone(),
@@ -61,8 +67,11 @@ impl Tables {
 
     /// The neighbours in use that the kernel should be asked for; true for those that are resolved, if stale.
     pub fn unsettled(&self) -> BTreeMap<NeighbourKey, bool> {
-        let in_use = self.routes.values().filter(|route| self.source(route).is_some());
+        let by_gateway =
+            self.mirrored.iter().filter_map(|(prefix, gateway)| Some(self.by(prefix, (*gateway)?)));
+        let in_use = self.routes.values().copied().chain(by_gateway);
         in_use
+            .filter(|route| self.source(route).is_some())
             .filter_map(|route| {
                 let key = (route.interface, route.via);
                 match self.neighbours.get(&key) {
@@ -72,6 +81,12 @@ impl Tables {
                 }
             })
             .collect()
+    }
+
+    /// The way to the clients of a prefix.
+    fn by(&self, prefix: &IpNet, (interface, via): NeighbourKey) -> Route {
+        let link = self.links.get(&interface).filter(|_| prefix.addr().is_ipv6());
+        Route { interface, via, mtu: link.and_then(|link| link.mtu_v6), local: None }
     }
 
     fn next_hop(&self, target: IpAddr, route: &Route) -> Option<NextHop> {
@@ -106,14 +121,7 @@ mod tests {
     /// One target behind a gateway on one link.
     fn tables(neighbour: Option<Neighbour>) -> Tables {
         let gateway = address("10.0.0.1");
-        let link = Link {
-            name: "eth7".into(),
-            mac: Some(LINK_MAC),
-            up: true,
-            mtu: 1500,
-            addresses: vec![],
-            vlan: None,
-        };
+        let link = Link { name: "eth7".into(), mac: Some(LINK_MAC), up: true, mtu: 1500, ..Link::default() };
         let route = Route { interface: 7, via: gateway, mtu: None, local: None };
         Tables {
             links: [(7, link)].into(),
@@ -175,5 +183,25 @@ mod tests {
             tables.links.get_mut(&7).unwrap().up = false;
             assert_eq!(tables.unsettled(), BTreeMap::new(), "nobody answers on a link that is down");
         }
+    }
+
+    #[test]
+    fn routes_lead_to_gateways_as_targets_do() {
+        let gateway = (7, address("10.0.0.1"));
+        let [v4, v6, near] =
+            ["0.0.0.0/0", "::/0", "10.0.0.0/24"].map(|prefix| prefix.parse::<IpNet>().unwrap());
+        let mut tables = tables(Some(Neighbour::Fresh(GATEWAY_MAC)));
+        tables.routes.clear();
+        tables.links.get_mut(&7).unwrap().mtu_v6 = Some(1280);
+        tables.mirrored = vec![(near, None), (v4, Some(gateway)), (v6, Some(gateway))];
+        let mtu = |prefix, way: Option<NextHop>| (prefix, way.map(|way| way.mtu));
+        let mtus = |tables: &Tables| {
+            tables.view().routes.into_iter().map(|(prefix, way)| mtu(prefix, way)).collect::<Vec<_>>()
+        };
+        assert_eq!(mtus(&tables), [(near, None), (v4, Some(1500)), (v6, Some(1280))]);
+        assert_eq!(tables.unsettled(), BTreeMap::new());
+        tables.neighbours.insert(gateway, Neighbour::Unresolved);
+        assert_eq!(mtus(&tables), [(near, None), (v4, None), (v6, None)]);
+        assert_eq!(tables.unsettled(), [(gateway, false)].into());
     }
 }

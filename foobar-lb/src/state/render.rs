@@ -10,7 +10,8 @@ use foobar_lb_ebpf::{
     headers::UDP_LENGTH,
     ip::Family,
     layout::{
-        self, Address, DirectKey, NO_ADDRESS, NextHop, PrefixKey, Reply, address_flag, backend_flag, mode,
+        self, Address, DirectKey, NO_ADDRESS, NextHop, PrefixKey, Reply, Route, Routes, address_flag,
+        backend_flag, mode,
     },
 };
 use ipnet::IpNet;
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     image::{Image, Prefix, address, address_prefix, endpoint},
     model::{self, Affinity, Destination, Encapsulation, Mode, Mss, Pool, Protocol, ServiceKey},
-    neighbour,
+    neighbour::{self, Link},
     prime::largest_prime,
 };
 
@@ -39,6 +40,7 @@ impl State {
             interfaces.map(|(index, interface)| (index, self.render_interface(index, interface)));
         let mut image = Image { interfaces: interfaces.collect(), ..Image::default() };
         image.vlans = vlans(&image.interfaces);
+        image.routes = self.render_routes(&image.interfaces);
         let wide = self.wide();
         self.groups.number(&wide);
         self.render_vips(&wide, &mut image);
@@ -123,6 +125,24 @@ impl State {
         layout::Interface { address_v4, address_v6, ..interface }
     }
 
+    /// The routes to clients. Where packets arrive that the kernel does not forward, it is to say so itself.
+    fn render_routes(&self, interfaces: &BTreeMap<u32, layout::Interface>) -> Routes {
+        let mut routes = Routes::default();
+        let forwards = |forwards: fn(&Link) -> bool| {
+            let mut links = interfaces.keys().map(|index| self.view.links.get(index));
+            links.all(|link| link.is_some_and(forwards))
+        };
+        let of =
+            |family: fn(&IpNet) -> bool| self.view.routes.iter().filter(move |(prefix, _)| family(prefix));
+        if forwards(|link| link.forwards_v4) {
+            fill(&mut routes.v4, of(|prefix| prefix.addr().is_ipv4()), interfaces);
+        }
+        if forwards(|link| link.forwards_v6) {
+            fill(&mut routes.v6, of(|prefix| prefix.addr().is_ipv6()), interfaces);
+        }
+        routes
+    }
+
     fn render_backend(
         &self,
         backend: &Backend,
@@ -152,6 +172,19 @@ impl State {
             u32::from(prefix.prefix_len()) + u128::BITS - u32::from(prefix.max_prefix_len())
         });
         mask(bits)
+    }
+}
+
+/// Those that there is no room for are the shortest prefixes, to which the kernel then knows the way.
+fn fill<'r>(
+    room: &mut [Route; Routes::MOST],
+    routes: impl Iterator<Item = &'r (IpNet, Option<neighbour::NextHop>)>,
+    interfaces: &BTreeMap<u32, layout::Interface>,
+) {
+    for (route, (prefix, hop)) in room.iter_mut().zip(routes) {
+        let (prefix, bits) = address_prefix(prefix);
+        let next_hop = hop.map_or_else(NextHop::default, |hop| render_next_hop(hop, interfaces));
+        *route = Route { prefix, mask: mask(bits), next_hop, pad: 0 };
     }
 }
 

@@ -91,14 +91,7 @@ pub fn configure(setting: &Setting) -> model::Service {
 pub fn view() -> View {
     let mut view = View::default();
     let mac = frames::BALANCER_MAC;
-    let link = Link {
-        name: "eth0".to_owned(),
-        mac: Some(mac),
-        up: true,
-        mtu: MTU,
-        addresses: Vec::new(),
-        vlan: None,
-    };
+    let link = Link { name: "eth0".to_owned(), mac: Some(mac), up: true, mtu: MTU, ..Link::default() };
     view.links.insert(INTERFACE, link);
     for backend in 0..BACKENDS {
         let destination = [2, 0, 0, 0, 1, backend];

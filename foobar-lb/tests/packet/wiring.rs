@@ -147,7 +147,8 @@ impl Wiring {
                 image.vlans.insert(VlanKey { interface: physical, tags }, index);
             }
         }
-        for hop in image.backends.values_mut().map(|backend| &mut backend.next_hop) {
+        let routes = image.routes.v4.iter_mut().chain(&mut image.routes.v6).map(|route| &mut route.next_hop);
+        for hop in image.backends.values_mut().map(|backend| &mut backend.next_hop).chain(routes) {
             if devices().any(|device| device.index == hop.interface) {
                 hop.interface |= VLAN_DEVICE;
             }

@@ -242,6 +242,7 @@ fn unresolved() -> NextHop {
     NextHop { mtu: MTU, ..Default::default() }
 }
 
-fn hop(neighbour: Host, port: Port) -> NextHop {
+/// The kernel's way by a neighbour.
+pub fn hop(neighbour: Host, port: Port) -> NextHop {
     NextHop { interface: port.index, mtu: MTU, source: port.balancer.mac, destination: neighbour.mac }
 }

@@ -69,8 +69,7 @@ impl Kernel {
 
     fn load_with(load: impl FnOnce() -> Result<Bpf, bpf::Error>) -> Result<Self> {
         ensure!(geteuid().is_root(), "only root may load the program: run `cargo xtask test program`");
-        unshare(CloneFlags::CLONE_NEWNET).context("no network namespace of its own")?;
-        build_network()?;
+        enter_network()?;
         let mut bpf = load().context("the program does not load")?;
         let flows = FlowMaps::open(&mut bpf)?;
         let mappings = open_map(&mut bpf, name::MAPPINGS)?.context("it maps no flows")?;
@@ -258,6 +257,12 @@ fn is_full(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::E2BIG as i32)
 }
 
+/// Moves this thread into the network of the table.
+pub fn enter_network() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("no network namespace of its own")?;
+    build_network()
+}
+
 /// The balancer's interfaces, and all that its kernel has to know of the hosts around it.
 fn build_network() -> Result<()> {
     let mut commands = Vec::new();
@@ -301,11 +306,12 @@ fn nodad(family: Family) -> &'static str {
     }
 }
 
-fn mac(mac: [u8; 6]) -> String {
+pub fn mac(mac: [u8; 6]) -> String {
     foobar_lb::image::Mac(mac).to_string()
 }
 
-fn run_ip(commands: &[String]) -> Result<()> {
+/// Does all of these.
+pub fn run_ip(commands: &[String]) -> Result<()> {
     let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
     ip.stdin.take().context("no input")?.write_all(commands.join("\n").as_bytes())?;
     ensure!(ip.wait()?.success(), "the network cannot be built");

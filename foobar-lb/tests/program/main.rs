@@ -11,6 +11,7 @@ mod limits;
 #[path = "../packet/mod.rs"]
 mod packet;
 mod remembered;
+mod routes;
 
 use std::{cell::RefCell, time::Duration};
 

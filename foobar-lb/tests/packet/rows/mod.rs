@@ -17,6 +17,7 @@ mod refuse;
 mod remember;
 mod reply;
 mod reset;
+mod routes;
 pub mod snat;
 mod tunnel;
 mod vlan;
@@ -43,6 +44,7 @@ fn plain() -> Vec<Row> {
     [
         forward::rows(),
         reply::rows(),
+        routes::rows(),
         ways::rows(),
         dsr::rows(),
         tunnel::rows(),

@@ -36,7 +36,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-fn reaches(name: String, datagram: &Datagram, out: Vec<u8>, verdict: Verdict) -> Row {
+pub fn reaches(name: String, datagram: &Datagram, out: Vec<u8>, verdict: Verdict) -> Row {
     let backend = id(WEB1, datagram.family(), datagram.transport.protocol());
     let image = Story::settled().image();
     Row::translates(name, image, BACKEND_SIDE.index, datagram.frame(), out, verdict, (backend, Side::Source))
@@ -52,7 +52,7 @@ fn rewritten(datagram: &Datagram) -> Vec<u8> {
     Datagram { from: world::service(datagram.family()), ..datagram.clone() }.frame()
 }
 
-fn passes(name: String, datagram: &Datagram, why: Reason) -> Row {
+pub fn passes(name: String, datagram: &Datagram, why: Reason) -> Row {
     Row::passes(name, Story::settled().image(), BACKEND_SIDE.index, datagram.frame(), why)
 }
 
@@ -60,7 +60,7 @@ fn drops(name: String, datagram: &Datagram, why: Reason) -> Row {
     Row::drops(name, Story::settled().image(), BACKEND_SIDE.index, datagram.frame(), why)
 }
 
-fn reply_to(client: Host, family: Family, transport: Transport) -> Datagram {
+pub fn reply_to(client: Host, family: Family, transport: Transport) -> Datagram {
     Datagram { to: world::client(client, family), ..Datagram::reply(family, transport) }
 }
 

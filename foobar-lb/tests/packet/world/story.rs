@@ -180,7 +180,10 @@ fn view() -> View {
         let name = format!("eth{}", port.index);
         let addresses = Family::BOTH.map(|family| port.balancer.ip(family)).to_vec();
         let mac = Some(port.balancer.mac);
-        view.links.insert(port.index, Link { name, mac, up: true, mtu: MTU, addresses, vlan: None });
+        let (forwards_v4, forwards_v6) = (port.forwards, port.forwards);
+        let link =
+            Link { name, mac, up: true, mtu: MTU, addresses, forwards_v4, forwards_v6, ..Link::default() };
+        view.links.insert(port.index, link);
         for family in Family::BOTH {
             view.locals.insert(port.balancer.ip(family));
             view.connected.push((subnet(port, family), port.index));
