@@ -116,6 +116,24 @@ pub struct Capacities {
     pub mappings: u32,
 }
 
+impl Capacities {
+    /// The maps that are made as large as this asks for, and their entries; an object need not have all of them.
+    pub fn of_maps(self) -> Vec<(&'static str, u32)> {
+        let Self { slots, backends, mappings, .. } = self;
+        let others = [
+            (name::SLOTS, slots),
+            (name::BACKENDS, backends),
+            (name::TUNNELS, backends),
+            (name::SOURCES, backends),
+            (name::MAPPINGS, 2 * mappings),
+            (name::TRAFFIC, backends),
+            (name::REPLIES, backends),
+            (name::SERVER_IDS, 2 * backends),
+        ];
+        [&others[..], &flows::capacities(self)].concat()
+    }
+}
+
 type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 type Tree<const K: usize, const V: usize> = LpmTrie<MapData, [u8; K], [u8; V]>;
 
@@ -159,19 +177,9 @@ impl Bpf {
     pub fn load_object(object: &[u8], capacities: Capacities, seed: u64) -> Result<Self, Error> {
         let key = hash_key(seed);
         let mut loader = EbpfLoader::new();
-        loader
-            .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global(name::HASH_KEY, &key, true)
-            .map_max_entries(name::SLOTS, capacities.slots)
-            .map_max_entries(name::BACKENDS, capacities.backends)
-            .map_max_entries(name::TUNNELS, capacities.backends)
-            .map_max_entries(name::SOURCES, capacities.backends)
-            .map_max_entries(name::MAPPINGS, 2 * capacities.mappings)
-            .map_max_entries(name::TRAFFIC, capacities.backends)
-            .map_max_entries(name::REPLIES, capacities.backends)
-            .map_max_entries(name::SERVER_IDS, 2 * capacities.backends);
-        for (map, flows) in flows::capacities(capacities) {
-            loader.map_max_entries(map, flows);
+        loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::HASH_KEY, &key, true);
+        for (map, entries) in capacities.of_maps() {
+            loader.map_max_entries(map, entries);
         }
         let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
         load_program(&mut ebpf, name::PROGRAM)?;

@@ -22,7 +22,7 @@ use foobar_lb::{
     sweep::{RememberedFlow, Store, monotonic},
 };
 use foobar_lb_ebpf::{
-    layout::{Count, Ends, Entry, FlowKey, FragmentKey, Mapping, Remembered, Traffic, name},
+    layout::{Count, Ends, FlowKey, FragmentKey, Mapping, Traffic, name},
     reason::{Reason, Verdict},
 };
 use nix::{
@@ -30,11 +30,14 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
-use zerocopy::{FromBytes, IntoBytes, transmute};
+use zerocopy::{IntoBytes, transmute};
 
-use crate::packet::{
-    DataPath, list,
-    world::{self, CLOSED, Family, NEIGHBOURS, PORTS, Port, ROUTER, SEED},
+use crate::{
+    mapping::{to_bytes, to_mapping},
+    packet::{
+        DataPath, list,
+        world::{self, CLOSED, Family, NEIGHBOURS, PORTS, Port, ROUTER, SEED},
+    },
 };
 
 /// The loaded program.
@@ -224,23 +227,6 @@ impl FlowMaps {
     fn map(&mut self, flow: &RememberedFlow) -> &mut HashMap<MapData, Key, [u64; 2]> {
         self.0.get_mut(flow.map).expect("the program has this map")
     }
-}
-
-/// A mapping as the map has it.
-fn to_bytes(mapping: &Mapping) -> [u8; size_of::<Mapping>()] {
-    let Mapping { to, entry, mss, back } = mapping;
-    let words = [entry.load().to_word(), entry.seen()];
-    let parts = [to.as_bytes(), words.as_bytes(), mss.as_bytes(), back.as_bytes()];
-    parts.concat().try_into().expect("these are its parts")
-}
-
-fn to_mapping(bytes: &[u8; size_of::<Mapping>()]) -> Mapping {
-    let number = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    let (to, rest) = FlowKey::read_from_prefix(bytes).expect("it begins with a flow");
-    let at = bytes.len() - rest.len();
-    let entry = Entry::new(Remembered::from_word(number(at)), number(at + 8));
-    let last = number(at + 16);
-    Mapping { to, entry, mss: last as u32, back: (last >> 32) as u32 }
 }
 
 /// A map of the program.

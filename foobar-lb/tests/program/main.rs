@@ -6,10 +6,15 @@ mod floods;
 mod generated;
 #[path = "../../benches/support/generator.rs"]
 mod generator;
+mod interpreted;
+#[path = "../../benches/support/interpreter/mod.rs"]
+mod interpreter;
 mod kernel;
 mod limits;
+mod mapping;
 #[path = "../packet/mod.rs"]
 mod packet;
+mod paths;
 mod remembered;
 mod routes;
 
