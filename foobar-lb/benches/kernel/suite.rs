@@ -127,7 +127,7 @@ fn suites(all: bool) -> Vec<Suite> {
         }
     }
     suites.push(Suite { name: "floods", cases: floods(all) });
-    suites.push(Suite { name: "scale", cases: scale() });
+    suites.push(Suite { name: "scale", cases: scale(all) });
     suites
 }
 
@@ -182,14 +182,13 @@ fn floods(all: bool) -> Vec<Case> {
 }
 
 /// Many services and many backends.
-fn scale() -> Vec<Case> {
+fn scale(all: bool) -> Vec<Case> {
     let sizes = [(1, 4), (100, 4), (10_000, 4), (1, 1_000), (1, 60_000), (10_000, 6)];
     let setup = Setup::settled(Mode::Nat, Family::V4);
-    let cases = sizes.into_iter().map(|(services, backends)| {
-        let subject = Subject::forward(Setup { services, backends, ..setup }, Packet::Ack);
-        Case { subject, flows: MOST }
+    let subjects = sizes.map(|(services, backends)| {
+        Subject::forward(Setup { services, backends, ..setup }, Packet::Ack)
     });
-    cases.collect()
+    with_flows(&subjects, all)
 }
 
 /// The same with full tracking, and room for all flows.

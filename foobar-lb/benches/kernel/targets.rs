@@ -73,7 +73,9 @@ fn ratios(find: &Finder<'_>) -> Vec<Target> {
         find.ratio("nat forward IPv4 to full tracking, 16 k flows", (nat, 1 << 14), (tracked, 1 << 14), 0.5),
         find.worst("1 M flows to 1 flow", &stateless(), |one| ((one, MOST), (one, 1)), 1.15),
         find.ratio("SYN flood of new flows to 1 flow", (syn, ENDLESS), (syn, 1), 1.15),
-        find.ratio("10,000 services, 60,000 backends to 1 and 4", (large, MOST), (nat, MOST), 1.5),
+        find.ratio("10,000 services, 60,000 backends to 1 and 4, 1 flow", (large, 1), (nat, 1), 1.5),
+        find.ratio("the same, 16 k flows", (large, 1 << 14), (nat, 1 << 14), 1.5),
+        find.ratio("the same, 1 M flows", (large, MOST), (nat, MOST), 1.5),
         find.worst("IPv6 to IPv4, 1 flow", &stateless(), |one| ((in_v6(one), 1), (one, 1)), 1.2),
     ];
     let slower =
