@@ -21,11 +21,13 @@ use foobar_lb_ebpf::{
 
 use crate::{
     address::{NEIGHBOUR_MAC, OWN_MAC},
+    interpreter::Interpreter,
     path::Kind,
     setup::{Setup, Slots},
 };
 
-const MTU: u32 = 1500;
+/// Of the interface.
+pub const MTU: u32 = 1500;
 const SEED: u64 = 1;
 
 /// A balancer under load.
@@ -40,18 +42,7 @@ impl Balancer {
     /// Loads it. Its packets come by `interface`.
     pub fn load(setup: Setup, interface: u32) -> Result<Self> {
         let config = config::parse(&setup.to_toml(), "bench.toml")?;
-        let capacities = Capacities {
-            slots: setup.all_slots(),
-            backends: setup.all_backends(),
-            flows: 2 * setup.flows,
-            half_open: 2 * setup.flows,
-            mappings: 2 * setup.flows,
-        };
-        let every_flow = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-full-tracking"));
-        let bpf = match setup.slots {
-            Slots::Tracked => Bpf::load_object(every_flow, capacities, SEED)?,
-            Slots::Settled | Slots::Moving | Slots::Traces => Bpf::load(capacities, SEED)?,
-        };
+        let bpf = Bpf::load_object(object(setup), capacities(setup), SEED)?;
         let mut balancer = Self { setup, bpf, image: Image::default() };
         balancer.apply(render(setup, config, interface))?;
         Ok(balancer)
@@ -62,9 +53,21 @@ impl Balancer {
         if self.setup.slots != Slots::Traces {
             return Ok(());
         }
+        self.apply(self.settling())
+    }
+
+    /// What the maps hold when the moves have ended.
+    pub fn settling(&self) -> Image {
         let mut image = self.image.clone();
         image.tables.values_mut().flat_map(Arc::make_mut).for_each(|slot| slot.previous = TRACES);
-        self.apply(image)
+        image
+    }
+
+    /// The same program with the same maps, but for what was sent to it.
+    pub fn interpreter(&self) -> Result<Interpreter> {
+        let mut interpreter = Interpreter::load(object(self.setup), capacities(self.setup), SEED)?;
+        interpreter.fill(&self.image)?;
+        Ok(interpreter)
     }
 
     fn apply(&mut self, image: Image) -> Result<()> {
@@ -102,6 +105,25 @@ impl Balancer {
             true
         })?;
         Ok(flows)
+    }
+}
+
+fn object(setup: Setup) -> &'static [u8] {
+    match setup.slots {
+        Slots::Tracked => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-full-tracking")),
+        Slots::Settled | Slots::Moving | Slots::Traces => {
+            include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp"))
+        }
+    }
+}
+
+fn capacities(setup: Setup) -> Capacities {
+    Capacities {
+        slots: setup.all_slots(),
+        backends: setup.all_backends(),
+        flows: 2 * setup.flows,
+        half_open: 2 * setup.flows,
+        mappings: 2 * setup.flows,
     }
 }
 

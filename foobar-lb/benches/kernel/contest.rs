@@ -7,6 +7,7 @@ use crate::{
     balancer::Balancer,
     clock::Clock,
     contestant::{Contestant, Loaded},
+    count::count,
     generator::ENDLESS,
     path::{Kind, Path},
     place::Place,
@@ -43,15 +44,22 @@ pub fn take_turns(contestants: &mut [Contestant], rounds: u32, clock: &mut Clock
 
 /// Loads the program of a case, if it is not loaded yet.
 fn prepare(case: Case, balancers: &mut Vec<Balancer>, place: &mut Place) -> Result<Contestant> {
+    let mut executed = None;
     let (info, path) = match case.subject {
         Subject::Transmit => (place.baseline.program("transmit")?, Path::unchanged(Family::V4)),
         Subject::Parse(family) => (place.baseline.program("parse")?, Path::unchanged(family)),
         Subject::Balancer(setup, kind, packet) => {
-            (find(balancers, setup, place.interface)?.program()?, Path::of(setup, kind, packet))
+            let balancer = find(balancers, setup, place.interface)?;
+            if case.flows < ENDLESS {
+                executed = Some(count(balancer, kind, packet, place.interface)?);
+            }
+            (balancer.program()?, Path::of(setup, kind, packet))
         }
         Subject::Given(..) => unreachable!("it is in no suite"),
     };
-    Contestant::prepare(case, Loaded::new(&info)?, path, place.interface)
+    let mut contestant = Contestant::prepare(case, Loaded::new(&info)?, path, place.interface)?;
+    contestant.executed = executed;
+    Ok(contestant)
 }
 
 /// The balancer with this setup, which is loaded if there is none yet.

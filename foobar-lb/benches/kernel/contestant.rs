@@ -25,6 +25,8 @@ pub struct Loaded {
 pub struct Contestant {
     pub case: Case,
     pub program: Loaded,
+    /// BPF instructions that a packet takes, where they are counted.
+    pub executed: Option<u64>,
     path: Path,
     generator: Generator,
     /// How many packets it has been sent.
@@ -66,7 +68,7 @@ impl Contestant {
     /// One that has nothing to be opened or checked any more.
     pub fn given(case: Case, program: Loaded, path: Path, generator: Generator) -> Self {
         let (alone, both) = (Rounds::default(), Rounds::default());
-        Self { case, program, path, generator, sent: 0, opened: 0, alone, both }
+        Self { case, program, executed: None, path, generator, sent: 0, opened: 0, alone, both }
     }
 
     /// Whether it is one of the balancer with this setup.

@@ -11,11 +11,15 @@ mod baseline;
 mod clock;
 mod contest;
 mod contestant;
+mod count;
 mod counters;
 mod frame;
 #[path = "../support/generator.rs"]
 mod generator;
 mod given;
+#[expect(dead_code, reason = "tests look into the maps, too")]
+#[path = "../support/interpreter/mod.rs"]
+mod interpreter;
 #[path = "../support/machine.rs"]
 mod machine;
 mod path;

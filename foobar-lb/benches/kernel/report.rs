@@ -28,6 +28,8 @@ pub struct Measurement {
     pub subject: Subject,
     pub flows: u64,
     pub program: Program,
+    /// BPF instructions of a packet, as the compiler wrote them, where they are counted.
+    pub executed: Option<u64>,
     /// Of the generator alone.
     pub generator: Rounds,
     /// Of the generator and the program behind it.
@@ -65,8 +67,8 @@ impl Report {
 
 impl Measurement {
     pub fn new(suite: &'static str, contestant: Contestant) -> Self {
-        let Contestant { case: Case { subject, flows }, program, alone, both, .. } = contestant;
-        Self { suite, subject, flows, program: program.facts, generator: alone, both }
+        let Contestant { case: Case { subject, flows }, program, executed, alone, both, .. } = contestant;
+        Self { suite, subject, flows, program: program.facts, executed, generator: alone, both }
     }
 
     /// The least of what the program costs by itself, nanoseconds.
@@ -88,7 +90,7 @@ impl Measurement {
     }
 
     fn to_json(&self) -> Value {
-        let Self { suite, subject, flows, program, generator, both } = self;
+        let Self { suite, subject, flows, program, executed, generator, both } = self;
         let Program { name, instructions, verified, jited_bytes } = program;
         let events = (0..EVENTS.len()).map(|event| (EVENTS[event].to_owned(), self.net_event(event).into()));
         json!({
@@ -101,6 +103,7 @@ impl Measurement {
                 "verified": verified,
                 "jited_bytes": jited_bytes,
             },
+            "executed": executed,
             "net_min": self.net_min(),
             "net_median": self.net_median(),
             "net_events": Value::Object(events.collect()),

@@ -10,11 +10,11 @@ use crate::{
 };
 
 /// The measurements of a suite. Ratios are of least costs: to the same with one flow, and to a program that does
-/// nothing but find out the flow.
+/// nothing but find out the flow. What is executed are BPF instructions.
 pub fn of_suite(name: &str, measurements: &[Measurement]) -> String {
     let has_events = measurements.iter().any(|one| one.net_event(0).is_some());
     let events = if has_events { &EVENTS[..] } else { &[] };
-    let header = [name, "flows", "net min", "net median", "/ 1 flow", "/ parse", "generator"];
+    let header = [name, "flows", "net min", "net median", "/ 1 flow", "/ parse", "generator", "executed"];
     let mut table = new(&[&header[..], events].concat());
     let of = |subject: Subject, flows: u64| {
         measurements.iter().find(|one| one.subject == subject && one.flows == flows)
@@ -29,6 +29,7 @@ pub fn of_suite(name: &str, measurements: &[Measurement]) -> String {
             ratio(one, of(one.subject, 1)),
             ratio(one, parse),
             format!("{:.1}", min(&one.generator.nanoseconds)),
+            one.executed.map_or_else(|| "-".to_owned(), |executed| executed.to_string()),
         ];
         row.extend((0..events.len()).map(|event| number(one.net_event(event))));
         table.add_row(row);

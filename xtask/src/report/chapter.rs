@@ -113,8 +113,13 @@ fn costs(run: &Value) -> Table {
     let row = |one: &Value| {
         let flows = if one["flows"].is_null() { "always new".to_owned() } else { number(&one["flows"]) };
         let program = &one["program"];
-        let figures =
-            [&one["net_min"], &one["net_median"], &program["instructions"], &program["jited_bytes"]];
+        let figures = [
+            &one["net_min"],
+            &one["net_median"],
+            &one["executed"],
+            &program["instructions"],
+            &program["jited_bytes"],
+        ];
         [text(&one["suite"]), text(&one["name"]), flows].into_iter().chain(figures.map(number)).collect()
     };
     Table {
@@ -125,6 +130,7 @@ fn costs(run: &Value) -> Table {
             "flows",
             "least ns",
             "median ns",
+            "instructions executed",
             "instructions of the program",
             "JITed bytes",
         ],
