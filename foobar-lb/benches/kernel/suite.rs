@@ -185,9 +185,8 @@ fn floods(all: bool) -> Vec<Case> {
 fn scale(all: bool) -> Vec<Case> {
     let sizes = [(1, 4), (100, 4), (10_000, 4), (1, 1_000), (1, 60_000), (10_000, 6)];
     let setup = Setup::settled(Mode::Nat, Family::V4);
-    let subjects = sizes.map(|(services, backends)| {
-        Subject::forward(Setup { services, backends, ..setup }, Packet::Ack)
-    });
+    let subjects = sizes
+        .map(|(services, backends)| Subject::forward(Setup { services, backends, ..setup }, Packet::Ack));
     with_flows(&subjects, all)
 }
 
