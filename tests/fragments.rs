@@ -1,11 +1,14 @@
 //! Datagrams larger than the way carries are answered whole: all of their fragments reach one backend, and those of its
 //! answers the client.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use lab::wait_until;
 
 use crate::support::EVENTUALLY;
-use crate::support::conversation::ask_at_length;
+use crate::support::balancer::Balancer;
+use crate::support::conversation::{ask_at_length, ask_at_length_within};
 use crate::support::network::{Arms, Family, VIP, VIP_PORT};
 use crate::support::site::{Mode, Site};
 
@@ -72,9 +75,7 @@ fn a_client_learns_what_fits_through_a_tunnel() -> Result<()> {
     let balancer = site.serve(&site.kinds(&[]))?;
     for family in Family::BOTH {
         let too_big = balancer.counted("too_big")?;
-        wait_until(EVENTUALLY, "an answer to fragments that fit", || {
-            ask_at_length(&site.network.client, VIP.port(family, VIP_PORT), 8192).is_ok()
-        })?;
+        ask_until_it_fits(&site, &balancer, family, 8192)?;
         ensure!(balancer.counted("too_big")? > too_big, "{family:?}: everything fitted from the start");
     }
     Ok(())
@@ -85,16 +86,24 @@ fn a_client_learns_what_fits_through_a_tunnel() -> Result<()> {
 fn datagrams_in_fragments_become_those_of_the_other_ip() -> Result<()> {
     let site = Site::new("fragments-nat64", Arms::Two, Mode::Nat64)?;
     let _echoes = site.start_echoes()?;
-    let _balancer = site.serve(&site.kinds(&[]))?;
+    let balancer = site.serve(&site.kinds(&[]))?;
     for family in Family::BOTH {
         for length in LENGTHS {
-            wait_until(EVENTUALLY, "an answer to fragments that fit", || {
-                ask_at_length(&site.network.client, VIP.port(family, VIP_PORT), length).is_ok()
-            })
-            .with_context(|| format!("{length} bytes by {family:?}"))?;
+            ask_until_it_fits(&site, &balancer, family, length)?;
         }
     }
     Ok(())
+}
+
+/// What is too big for the way is lost, and whoever sent it told: each backend and the client have to learn it once.
+fn ask_until_it_fits(site: &Site, balancer: &Balancer, family: Family, length: usize) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let (client, vip) = (&site.network.client, VIP.port(family, VIP_PORT));
+    let fits = wait_until(EVENTUALLY, "an answer to fragments that fit", || {
+        ask_at_length_within(client, vip, length, PATIENCE).is_ok()
+    });
+    let status = || balancer.status_text().unwrap_or_else(|error| error.to_string());
+    fits.with_context(|| format!("{length} bytes by {family:?}; {}", status()))
 }
 
 fn check_datagrams(name: &str, arms: Arms, mode: Mode) -> Result<()> {

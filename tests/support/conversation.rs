@@ -190,10 +190,21 @@ pub fn ask_once(client: &Namespace, protocol: Protocol, server: SocketAddr) -> R
 /// Asks with a datagram of so many bytes, which makes fragments of it if that is too much for a frame. The answer must be
 /// as long, and end as what was asked.
 pub fn ask_at_length(client: &Namespace, server: SocketAddr, length: usize) -> Result<()> {
+    ask_at_length_within(client, server, length, SOON)
+}
+
+/// The same, with an answer that is waited for so long.
+pub fn ask_at_length_within(
+    client: &Namespace,
+    server: SocketAddr,
+    length: usize,
+    patience: Duration,
+) -> Result<()> {
     /// No name and address in an answer are longer.
     const GREETING: usize = 100;
     let flow = Conversation::open(client, Protocol::Udp, server)?;
     let Conversation::Udp(socket) = flow else { bail!("a UDP flow is none of UDP") };
+    socket.set_read_timeout(Some(patience))?;
     let question: Vec<u8> = (0..length).map(|place| (place / 3) as u8).collect();
     socket.send(&question).context("cannot ask")?;
     let mut answer = vec![0; 1 << 16];
