@@ -15,13 +15,14 @@ mod machine;
 mod play;
 mod report;
 mod simulated;
+#[path = "../support/start.rs"]
+mod start;
 
 use std::{path::PathBuf, process::ExitCode, thread};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use foobar_lb::bpf::Capacities;
-use nix::unistd::geteuid;
 
 use self::{
     balancer::Tracking,
@@ -49,17 +50,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench consistency: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    start::start("consistency", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(geteuid().is_root(), "only root may load XDP programs: use `cargo xtask bench consistency`");
     let mut report = Report::new(arguments.seed, CAPACITIES)?;
     println!("{report}");
     for history in history::all(arguments.seed) {

@@ -13,14 +13,15 @@ mod daemon;
 mod machine;
 mod maps;
 mod report;
+#[path = "../support/start.rs"]
+mod start;
 mod tables;
 mod targets;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
-use clap::Parser;
-use nix::unistd::geteuid;
+use anyhow::Result;
+use clap::{Parser, value_parser};
 
 use self::report::Report;
 
@@ -28,10 +29,10 @@ use self::report::Report;
 #[derive(Parser)]
 struct Arguments {
     /// How often each is measured.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = value_parser!(u32).range(1..))]
     rounds: u32,
     /// How long health checks are watched.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
     seconds: u64,
     /// Writes the results, every round of them, to this file too, as JSON.
     #[arg(long, value_name = "FILE")]
@@ -42,17 +43,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench control: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    start::start("control", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(geteuid().is_root(), "only root may load XDP programs: use `cargo xtask bench control`");
     let mut report = Report::new()?;
     balance::measure(&mut report);
     tables::measure(&mut report, arguments.rounds)?;

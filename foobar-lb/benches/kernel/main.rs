@@ -26,15 +26,16 @@ mod path;
 mod place;
 mod report;
 mod setup;
+#[path = "../support/start.rs"]
+mod start;
 mod suite;
 mod table;
 mod targets;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
-use nix::unistd::geteuid;
 
 use clock::Clock;
 use given::Given;
@@ -64,17 +65,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench kernel: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    start::start("kernel", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(geteuid().is_root(), "only root may load XDP programs: use `cargo xtask bench kernel`");
     let mut report = Report::new()?;
     println!("{}", report.machine);
     let (mut clock, error) = Clock::new();

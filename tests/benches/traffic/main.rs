@@ -15,6 +15,8 @@ mod machine;
 mod peer;
 mod program;
 mod report;
+#[path = "../../../foobar-lb/benches/support/start.rs"]
+mod start;
 mod statistics;
 #[path = "../../support/mod.rs"]
 #[expect(dead_code, reason = "the stories of the traffic tests need more of it")]
@@ -27,7 +29,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nix::unistd::geteuid;
 use rand::seq::SliceRandom;
 
 use contender::{Contender, Stand};
@@ -64,17 +65,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench traffic: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    start::start("traffic", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(geteuid().is_root(), "only root may make network namespaces: use `cargo xtask bench traffic`");
     let start = Instant::now();
     let loads = choose("load", Load::ALL.into(), Load::name, &arguments.load)?;
     let contenders = choose("contender", Contender::all(), Contender::name, &arguments.only)?;
