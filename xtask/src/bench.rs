@@ -27,7 +27,7 @@ pub enum Subject {
         #[arg(long)]
         all: bool,
         /// How often each is measured.
-        #[arg(long, default_value_t = 9)]
+        #[arg(long, default_value_t = 9, value_parser = value_parser!(u32).range(1..))]
         rounds: u32,
         /// Measures this XDP program instead of ours, by its id or where it is pinned, in the network namespace of the
         /// caller. It takes the packets for real ones: it counts and remembers them.
@@ -72,10 +72,10 @@ pub enum Subject {
     /// fail, but a map that holds another thing than it should does.
     Control {
         /// How often each is measured.
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 7, value_parser = value_parser!(u32).range(1..))]
         rounds: u32,
         /// For how many seconds health checks are watched.
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
         seconds: u64,
         /// Writes the results, every round of them, to this file too, as JSON.
         #[arg(long, value_name = "FILE", value_parser = parse_results_file)]
