@@ -1,15 +1,13 @@
 //! A large download goes on, and arrives whole, while its server drains.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::support::balancer::{Balancer, Drain};
 use crate::support::config::{Service, services};
 use crate::support::conversation::Protocol;
-use crate::support::digest::Sha256;
+use crate::support::digest::{Sha256, write_random_file};
 use crate::support::http::Download;
 use crate::support::network::{Arms, Family, Network, VIP, WEB1, WEB2};
 use crate::support::nginx::Nginx;
@@ -17,21 +15,20 @@ use crate::support::nginx::Nginx;
 const MEGABYTE: u64 = 1 << 20;
 /// What is read between two looks at the balancer: little, so that much is left when the move is over.
 const TRICKLE: u64 = 64 << 10;
-const BLOCK: usize = 16 << 20;
 
 #[test]
 fn a_gigabyte_over_a_drain() -> Result<()> {
-    check_drain(Family::V4, 64)
+    check_drain(Family::V4, 1024)
 }
 
 #[test]
 fn over_a_drain_by_ipv6() -> Result<()> {
-    check_drain(Family::V6, 16)
+    check_drain(Family::V6, 256)
 }
 
-fn check_drain(family: Family, blocks: u64) -> Result<()> {
+fn check_drain(family: Family, megabytes: u64) -> Result<()> {
     let network = Network::new(&format!("download-{family:?}"), Arms::Two)?;
-    let expected = write_file(&network.lab.directory().join("large"), blocks)?;
+    let expected = write_random_file(&network.lab.directory().join("large"), megabytes)?;
     fs::write(network.lab.directory().join("small"), "small")?;
     let _web1 = Nginx::start(&network.web1, "web1", network.lab.directory())?;
     let _web2 = Nginx::start(&network.web2, "web2", network.lab.directory())?;
@@ -71,18 +68,4 @@ fn is_counted(drain: &Drain) -> bool {
 fn find_drain(balancer: &Balancer, backend: &str) -> Result<Drain> {
     let status = balancer.status()?;
     status.drain("www", backend).cloned().with_context(|| format!("{backend} does not drain: {status:?}"))
-}
-
-/// Random blocks, each unlike the others. Returns the sha256.
-fn write_file(path: &Path, blocks: u64) -> Result<String> {
-    let mut block = vec![0; BLOCK];
-    File::open("/dev/urandom")?.read_exact(&mut block)?;
-    let mut file = File::create(path)?;
-    let mut sum = Sha256::new()?;
-    for number in 0..blocks {
-        block[..8].copy_from_slice(&number.to_le_bytes());
-        file.write_all(&block)?;
-        sum.write_all(&block)?;
-    }
-    sum.finish()
 }

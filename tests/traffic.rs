@@ -28,6 +28,7 @@ mod path_mtu;
 mod ping;
 mod quic;
 mod reload;
+mod reload_under_load;
 mod routes;
 mod same_subnet;
 mod snat;

@@ -1,11 +1,12 @@
 //! A crowd of clients: many long-lived TCP connections to echo servers that ask all the time, and visitors that come,
-//! ask once and go. A ledger says who serves them and what broke; what may break is for the story to say.
+//! ask once and go. A ledger says who serves them, what broke and what was refused, when and why; what may break is for
+//! the story to say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Namespace, wait_until};
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::{EVENTUALLY, SOON};
 
@@ -35,11 +36,21 @@ impl Crowd {
     /// Opens `size` connections to each of the servers and waits until all have had an answer. A connection that ends
     /// is replaced by a new one.
     pub fn gather(client: &Namespace, servers: &[SocketAddr], size: usize) -> Result<Self> {
+        Self::gather_visited(client, servers, size, VISITS)
+    }
+
+    /// The same with a visitor of each server every `visits`.
+    pub fn gather_visited(
+        client: &Namespace,
+        servers: &[SocketAddr],
+        size: usize,
+        visits: Duration,
+    ) -> Result<Self> {
         let ledger = Ledger::default();
         let (client, servers, all) = (client.clone(), servers.to_vec(), size * servers.len());
         let thread = thread::spawn({
             let ledger = ledger.clone();
-            move || client.enter(|| run(&servers, size, &ledger))?
+            move || client.enter(|| run(&servers, size, visits, &ledger))?
         });
         let crowd = Self { ledger, thread: Some(thread) };
         crowd.wait_until_whole(all)?;
@@ -107,11 +118,25 @@ impl Crowd {
         self.ledger.open().newcomers_may_fail = may_fail;
     }
 
-    /// No connection may have broken that was not given up.
+    /// What the story does from now on: a connection that is lost says so.
+    pub fn note_chapter(&self, chapter: &str) {
+        chapter.clone_into(&mut self.ledger.open().chapter);
+    }
+
+    /// Where others note what befalls their connections.
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
+    /// No connection may have broken that was not given up, and none been refused.
     pub fn expect_nothing_broken(&self) -> Result<()> {
-        let Page { broken, .. } = &*self.ledger.open();
-        let shown = broken.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
-        ensure!(broken.is_empty(), "{} connections broke:\n{shown}", broken.len());
+        let Page { broken, refused, .. } = &*self.ledger.open();
+        let shown = broken.iter().chain(refused).take(20).cloned().collect::<Vec<_>>().join("\n");
+        let (broke, were_refused) = (broken.len(), refused.len());
+        ensure!(
+            broke + were_refused == 0,
+            "{broke} connections broke, {were_refused} were refused:\n{shown}"
+        );
         Ok(())
     }
 
@@ -135,17 +160,46 @@ impl Drop for Crowd {
 
 /// Shared by all who are in the crowd and the story.
 #[derive(Clone, Default)]
-struct Ledger(Arc<Mutex<Page>>);
+pub struct Ledger(Arc<Mutex<Page>>);
 
-#[derive(Default)]
 struct Page {
+    began: Instant,
+    /// What the story does.
+    chapter: String,
     members: BTreeMap<u64, Member>,
     served: u64,
+    /// Connections that had an answer and then did not go on as they should, each with when and why.
     broken: Vec<String>,
+    /// Connections that had no answer, each with when and why.
+    refused: Vec<String>,
     left: BTreeSet<String>,
     given_up: BTreeSet<String>,
     newcomers_may_fail: bool,
     ends: bool,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            chapter: "the beginning".to_owned(),
+            members: BTreeMap::new(),
+            served: 0,
+            broken: Vec::new(),
+            refused: Vec::new(),
+            left: BTreeSet::new(),
+            given_up: BTreeSet::new(),
+            newcomers_may_fail: false,
+            ends: false,
+        }
+    }
+}
+
+impl Page {
+    /// When something was lost, and why.
+    fn tell(&self, why: &str) -> String {
+        format!("{:.3} s, {}: {why}", self.began.elapsed().as_secs_f64(), self.chapter)
+    }
 }
 
 struct Member {
@@ -161,7 +215,21 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection has had its first answer. Returns its number.
+    /// A connection broke.
+    pub fn note_broken(&self, why: &str) {
+        let mut page = self.open();
+        let what = page.tell(why);
+        page.broken.push(what);
+    }
+
+    /// A connection never had an answer.
+    pub fn note_refused(&self, why: &str) {
+        let mut page = self.open();
+        let what = page.tell(why);
+        page.refused.push(what);
+    }
+
+    /// A member joins: it has had its first answer. Returns its number.
     fn join(&self, server: SocketAddr, backend: &str) -> u64 {
         let mut page = self.open();
         let id = page.served;
@@ -186,20 +254,31 @@ impl Ledger {
         let mut page = self.open();
         let Member { server, backend, answers, given_up, .. } =
             page.members.remove(&id).expect("who ends has joined");
+        drop(page);
         if let (Err(error), false) = (end, given_up) {
-            let what = format!("with {backend} of {server}, after {answers} answers: {error:#}");
-            page.broken.push(what);
+            self.note_broken(&format!("with {backend} of {server}, after {answers} answers: {error:#}"));
+        }
+    }
+
+    /// A visitor was served and is gone, or should be.
+    fn note_visit(&self, server: SocketAddr, backend: &str, end: Result<()>) {
+        let mut page = self.open();
+        page.served += 1;
+        let given_up = page.given_up.contains(backend);
+        drop(page);
+        if let (Err(error), false) = (end, given_up) {
+            self.note_broken(&format!("a visitor of {backend} of {server}: {error:#}"));
         }
     }
 }
 
-fn run(servers: &[SocketAddr], size: usize, ledger: &Ledger) -> Result<()> {
+fn run(servers: &[SocketAddr], size: usize, visits: Duration, ledger: &Ledger) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async {
         let doors = Arc::new(Semaphore::new(DOORS));
         let mut crowd = JoinSet::new();
         for &server in servers {
-            crowd.spawn(visit_all_the_time(server, ledger.clone()));
+            crowd.spawn(visit_all_the_time(server, visits, ledger.clone()));
             for _ in 0..size {
                 crowd.spawn(keep_place(server, ledger.clone(), doors.clone()));
             }
@@ -236,13 +315,22 @@ async fn stay(mut connection: Connection, id: u64, ledger: &Ledger) -> Result<()
     }
 }
 
-async fn visit_all_the_time(server: SocketAddr, ledger: Ledger) {
+/// Visitors come one by one, whether or not those before have been served.
+async fn visit_all_the_time(server: SocketAddr, visits: Duration, ledger: Ledger) {
+    let mut clock = interval(visits);
+    let mut visitors = JoinSet::new();
     while !ledger.open().ends {
-        if let Some(connection) = Connection::open(server, &ledger).await {
-            let id = ledger.join(server, connection.backend());
-            ledger.note_end(id, connection.close().await);
-        }
-        sleep(VISITS).await;
+        clock.tick().await;
+        visitors.spawn(visit(server, ledger.clone()));
+        while visitors.try_join_next().is_some() {}
+    }
+    visitors.join_all().await;
+}
+
+async fn visit(server: SocketAddr, ledger: Ledger) {
+    if let Some(connection) = Connection::open(server, &ledger).await {
+        let backend = connection.backend().to_owned();
+        ledger.note_visit(server, &backend, connection.close().await);
     }
 }
 
@@ -258,7 +346,7 @@ impl Connection {
         let may_fail = ledger.open().newcomers_may_fail;
         let opened = Self::try_open(server).await;
         if let (Err(error), false) = (&opened, may_fail) {
-            ledger.open().broken.push(format!("a newcomer to {server}: {error:#}"));
+            ledger.note_refused(&format!("a newcomer to {server}: {error:#}"));
         }
         opened.ok()
     }

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod echo;
 pub mod frames;
 pub mod http;
+pub mod load;
 pub mod network;
 pub mod nginx;
 pub mod quic;
