@@ -285,8 +285,8 @@ pub fn hash_key(seed: u64) -> HashKey {
 pub fn hash(key: &HashKey, flow: &FlowKey) -> u64 {
     const LAST: usize = 3;
     let FlowKey { source, destination } = flow;
-    let ports = [source.port[0], source.port[1], destination.port[0], destination.port[1]];
-    let sum = product(key[8], u32::from_be_bytes(ports), key[9], u32::from(source.protocol))
+    let [source_port, port] = [source.port, destination.port].map(u16::from_be_bytes).map(u32::from);
+    let sum = product(key[8], source_port << 16 | port, key[9], u32::from(source.protocol))
         .wrapping_add(product_at(key, LAST, &source.address, &destination.address));
     let is_v4 = [source, destination].map(|end| Family::of(&end.address)) == [Family::V4; 2];
     let sum = sum.wrapping_add(match is_v4 {

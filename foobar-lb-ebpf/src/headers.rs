@@ -71,7 +71,10 @@ impl Macs {
     /// Of a frame from one to another.
     #[inline(always)]
     pub fn new(source: [u8; 6], destination: [u8; 6]) -> Self {
-        let number = |[a, b, c, d, e, f]: [u8; 6]| u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        // Not byte by byte, as LLVM does it with six.
+        let number = |[a, b, c, d, e, f]: [u8; 6]| {
+            u64::from(u16::from_le_bytes([e, f])) << 32 | u64::from(u32::from_le_bytes([a, b, c, d]))
+        };
         Self { destination: number(destination), source: number(source) }
     }
 
@@ -92,12 +95,11 @@ impl Ethernet {
     /// Replaces its addresses.
     #[inline(always)]
     pub fn set_macs(&mut self, macs: Macs) {
-        let bytes = |number: u64| {
-            let [a, b, c, d, e, f, ..] = number.to_ne_bytes();
-            [a, b, c, d, e, f]
-        };
-        self.destination = bytes(macs.destination);
-        self.source = bytes(macs.source);
+        for (mac, number) in [(&mut self.destination, macs.destination), (&mut self.source, macs.source)] {
+            // Not byte by byte, as LLVM does it with six.
+            mac[..4].copy_from_slice(&(number as u32).to_le_bytes());
+            mac[4..].copy_from_slice(&((number >> 32) as u16).to_le_bytes());
+        }
     }
 
     /// Whether it goes to more than one host: to a group, or to all.

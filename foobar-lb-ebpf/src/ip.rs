@@ -412,6 +412,7 @@ fn is_mapped(address: &[u8; 16]) -> bool {
 
 #[inline(always)]
 fn unmapped(address: &Address) -> [u8; 4] {
-    let [.., a, b, c, d] = address.0;
-    [a, b, c, d]
+    // As in `mapped`.
+    let [_, lower]: [u64; 2] = zerocopy::transmute!(*address);
+    (u64::from_be(lower) as u32).to_be_bytes()
 }

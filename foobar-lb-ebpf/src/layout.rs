@@ -202,13 +202,21 @@ impl Endpoint {
     #[inline(always)]
     pub fn set_port(&mut self, port: [u8; 2], protocol: u8) {
         let words: &mut [u64; 3] = zerocopy::transmute_mut!(self);
-        words[2] = u64::from_ne_bytes([port[0], port[1], protocol, 0, 0, 0, 0, 0]);
+        words[2] = (u64::from(u16::from_be_bytes(port)) << 48 | u64::from(protocol) << 40).to_be();
     }
 
     /// As words: the upper and the lower half of its address, its port and protocol.
     #[inline(always)]
     pub const fn to_words(&self) -> [u64; 3] {
         zerocopy::transmute!(*self)
+    }
+
+    /// Whether it is another, word by word: LLVM copies arrays to the stack before it compares them.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let ([upper, lower, port], [others_upper, others_lower, others_port]) =
+            (self.to_words(), other.to_words());
+        (upper ^ others_upper) | (lower ^ others_lower) | (port ^ others_port) == 0
     }
 
     /// The end of such words.

@@ -53,8 +53,7 @@ fn find<V>(
 ) -> Option<&'static V> {
     let at_hand = places.get_ptr(place(end))?;
     // SAFETY: this CPU's own element, which nobody but `fetch` writes.
-    let is_current =
-        unsafe { (*at_hand).end.to_words() == end.to_words() && (*at_hand).generation == generation() };
+    let is_current = unsafe { (*at_hand).end.is(end) && (*at_hand).generation == generation() };
     if is_current || fetch() {
         // SAFETY: the same; until the packet is done it is not fetched into again, but by whoever holds no value.
         Some(unsafe { &(*at_hand).value })
