@@ -124,7 +124,13 @@ impl Load {
     }
 
     fn words(self, script: &Path, server: SocketAddr, seconds: u64) -> Vec<String> {
-        let connections = if self == Self::Downloads { 4 } else { 32 };
+        let connections = match self {
+            // So many that a hash spreads them over two servers of one process each nearly as evenly as clients who know
+            // both servers do, and proxies that take turns.
+            Self::KeepAlive => 256,
+            Self::Downloads => 4,
+            _ => 32,
+        };
         let mut words = vec![
             "wrk".to_owned(),
             format!("--threads={THREADS}"),
