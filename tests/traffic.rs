@@ -26,6 +26,7 @@ mod one_arm;
 mod passthrough;
 mod path_mtu;
 mod ping;
+mod plan;
 mod quic;
 mod reload;
 mod reload_under_load;

@@ -1,5 +1,7 @@
 //! The daemon's HTTP API over its Unix socket: the shapes of what it says, and the server.
 
+mod plan;
+
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
@@ -9,7 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     routing::{get, post},
 };
@@ -19,6 +21,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+pub use self::plan::{Change, Plan, PlannedBackend, PlannedService, Proposal, Turn};
 use crate::{
     config,
     daemon::{self, Event},
@@ -26,6 +29,9 @@ use crate::{
     start::chain,
     state,
 };
+
+/// No proposal is larger, in bytes: JSON may take two for one of the largest configuration.
+const MAX_PROPOSAL: usize = 2 * config::MAX_FILE as usize + 4096;
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +46,9 @@ pub struct Status {
     pub config_seconds: u64,
     /// Why the last reload was refused; absent if there was none or it succeeded.
     pub reload_failure: Option<String>,
+    /// How long ago that was.
+    #[serde(default)]
+    pub reload_failed_seconds: Option<u64>,
     /// Where the data path is attached.
     pub interfaces: Vec<Interface>,
     /// In the order of the configuration.
@@ -240,11 +249,36 @@ pub struct Heard {
     pub warnings: Vec<String>,
 }
 
-/// The answer to `POST /v1/reload`: the configuration was read again and is in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// `POST /v1/reload`: the configuration is to be read again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reload {
+    /// The largest share of the slots of a service that may move, as `10%`; else as the configuration in force says.
+    pub max_moved: Option<String>,
+    /// Whatever it moves.
+    pub force: bool,
+}
+
+/// The answer to [`Reload`]: the configuration was read again and is in force.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Reloaded {
     /// What works but may not be meant.
     pub warnings: Vec<String>,
+    /// Writes to the maps that it took.
+    pub writes: u64,
+    /// Services some of whose slots have another owner now. New backends get theirs when they have been measured.
+    pub moved: Vec<Moved>,
+}
+
+/// Slots that have another owner now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Name of the service.
+    pub service: String,
+    /// Slots of its table.
+    pub slots: u32,
+    /// Those that have another owner.
+    pub moved: u32,
 }
 
 /// A request that failed.
@@ -343,6 +377,7 @@ impl Socket {
             .route("/v1/status", get(status))
             .route("/v1/detach", post(detach))
             .route("/v1/backends", post(say))
+            .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MAX_PROPOSAL)))
             .route("/v1/reload", post(reload))
             .with_state(events);
         async move { axum::serve(listener, routes).with_graceful_shutdown(end).await }
@@ -372,8 +407,12 @@ async fn say(State(events): Events, Json(request): Json<Say>) -> Answer<Heard> {
     ask(events, |answer| Event::Say(request, answer)).await
 }
 
-async fn reload(State(events): Events) -> Answer<Reloaded> {
-    ask(events, |answer| Event::Reload(Some(answer))).await
+async fn plan(State(events): Events, Json(proposal): Json<Proposal>) -> Answer<Plan> {
+    ask(events, |answer| Event::Plan(proposal, answer)).await
+}
+
+async fn reload(State(events): Events, Json(request): Json<Option<Reload>>) -> Answer<Reloaded> {
+    ask(events, |answer| Event::Reload(request.unwrap_or_default(), Some(answer))).await
 }
 
 async fn ask<T>(events: mpsc::Sender<Event>, event: impl FnOnce(daemon::Answer<T>) -> Event) -> Answer<T> {

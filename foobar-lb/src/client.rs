@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{Detach, Detached, Failure, Heard, Reloaded, Say, Status, Word};
+use crate::api::{Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, Status, Word};
 
 /// Why the daemon did not do what it was asked.
 #[derive(Debug, Error)]
@@ -62,8 +62,13 @@ pub async fn say(socket: &Path, service: &str, backends: &[String], word: Word) 
 }
 
 /// Has the configuration read again.
-pub async fn reload(socket: &Path) -> Result<Reloaded, Error> {
-    request(socket, Method::POST, "/v1/reload", &()).await
+pub async fn reload(socket: &Path, reload: &Reload) -> Result<Reloaded, Error> {
+    request(socket, Method::POST, "/v1/reload", reload).await
+}
+
+/// What a configuration would change.
+pub async fn plan(socket: &Path, proposal: &Proposal) -> Result<Plan, Error> {
+    request(socket, Method::POST, "/v1/plan", proposal).await
 }
 
 async fn request<T: DeserializeOwned>(

@@ -22,7 +22,7 @@ use crate::{
     model::Health,
     neighbour::View,
     plan,
-    reload::{Read, Reload},
+    reload::{self, Read, Reload},
     start::chain,
     state::State,
     status,
@@ -51,8 +51,10 @@ pub enum Event {
     Detach(api::Detach, Answer<api::Detached>),
     /// The operator says something about backends.
     Say(api::Say, Answer<api::Heard>),
+    /// Somebody wants to know what a configuration would change.
+    Plan(api::Proposal, Answer<api::Plan>),
     /// The configuration is to be read again.
-    Reload(Option<Answer<api::Reloaded>>),
+    Reload(api::Reload, Option<Answer<api::Reloaded>>),
     /// It was read.
     Read(Box<Read>, Option<Answer<api::Reloaded>>),
     /// Remembered flows were looked through.
@@ -81,6 +83,8 @@ pub struct Daemon {
     current: Image,
     reload: Reload,
     failure: Option<String>,
+    /// Writes to the maps since the start.
+    written: u64,
     /// The maps are behind the state.
     stale: bool,
     /// When they are brought up to it, at the earliest.
@@ -116,6 +120,7 @@ impl Daemon {
             tasks,
             reload,
             failure: None,
+            written: 0,
             stale: false,
             rested: now,
             started: now,
@@ -186,23 +191,40 @@ impl Daemon {
                 reply(answer, self.unless_failed(heard));
                 Consequence::Nothing
             }
-            Event::Reload(answer) => {
-                self.tasks.run(self.reload.read(answer));
+            Event::Plan(proposal, answer) => {
+                let planning = self.reload.plan(proposal, &self.state, bpf.flow_maps(), answer);
+                self.tasks.run(planning);
+                Consequence::Nothing
+            }
+            Event::Reload(request, answer) => {
+                self.tasks.run(self.reload.read(request, answer));
                 Consequence::Nothing
             }
             Event::Read(read, answer) => {
-                let reloaded = self.reload.apply(*read, &mut self.state);
-                if reloaded.is_ok() {
-                    self.count_anew();
-                    self.follow_services();
-                }
-                self.reconcile(bpf);
+                let reloaded = self.take_in_configuration(*read, bpf);
                 if let Some(answer) = answer {
-                    reply(answer, self.unless_failed(reloaded));
+                    reply(answer, reloaded);
                 }
                 Consequence::Nothing
             }
         }
+    }
+
+    /// A configuration that was read comes into force, or is refused.
+    fn take_in_configuration(&mut self, read: Read, bpf: &mut Bpf) -> Result<api::Reloaded, api::Failure> {
+        let mut reloaded = self.reload.apply(read, &mut self.state);
+        if reloaded.is_ok() {
+            self.count_anew();
+            self.follow_services();
+        }
+        let before = self.current.tables.clone();
+        let writes = self.reconcile(bpf);
+        if let Ok(reloaded) = &mut reloaded {
+            reloaded.writes = writes;
+            reloaded.moved = reload::moved(&before, &self.current.tables, &self.state);
+            info!("{}", reload::describe(reloaded));
+        }
+        self.unless_failed(reloaded)
     }
 
     /// What is told is in force.
@@ -364,12 +386,14 @@ impl Daemon {
         least.max(self.swept.elapsed() * 9)
     }
 
-    /// Brings the maps to what the state says. What fails is shown and tried again at the next tick.
+    /// Brings the maps to what the state says, and returns how many writes it took. What fails is shown and tried again at
+    /// the next tick.
     ///
     /// Then events are handled for as long as it took: after a start there is one for each backend, and each would have
     /// all services looked through.
-    fn reconcile(&mut self, bpf: &mut Bpf) {
+    fn reconcile(&mut self, bpf: &mut Bpf) -> u64 {
         let start = Instant::now();
+        let written = self.written;
         match self.fill(bpf) {
             Ok(()) => {
                 if self.failure.take().is_some() {
@@ -384,6 +408,7 @@ impl Daemon {
         }
         self.stale = false;
         self.rested = Instant::now() + start.elapsed();
+        self.written - written
     }
 
     /// Writes to the maps what they lack. Every step that is done is noted, so that a failure midway leaves the current
@@ -393,6 +418,7 @@ impl Daemon {
         for step in plan::diff(&self.current, &wanted) {
             bpf.apply(&step)?;
             self.current.apply(&step);
+            self.written += 1;
         }
         // They are equal now; but what the wanted one shares with the state is no copy, and compared at a glance.
         self.current = wanted;

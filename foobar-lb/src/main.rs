@@ -1,6 +1,8 @@
 //! The command line: parses the words, runs the daemon or asks it, and turns the outcome into an exit code.
 
 mod decap_command;
+mod plan_command;
+mod reload_command;
 mod table;
 mod verify_command;
 
@@ -22,6 +24,8 @@ use foobar_lb::{
     start::{Options, saved_settings},
     sysctl::Sysctls,
 };
+use plan_command::Plan;
+use reload_command::Reload;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -100,11 +104,14 @@ enum Command {
     /// whole with the old one still in force: exit code 2 if it is wrong, 1 if it cannot replace the old one.
     /// Connections stay with their backends. A backend that the new configuration has no more gets no new flows and
     /// lingers until those it has are gone, or `drain_time` is over. What was said with `backend` still counts, but
-    /// for a weight that the file changes.
-    Reload {
-        #[command(flatten)]
-        socket: Socket,
-    },
+    /// for a weight that the file changes. A reload that would move more slots than `max_moved` allows is refused, too.
+    Reload(Reload),
+    /// Show what a reload would change: services and backends, the share of slots that moves, flows that this concerns.
+    ///
+    /// The running balancer is asked, and changes nothing; it says also why it would refuse. New backends count as if
+    /// they were up. Exit code 0 if a reload would be done, 1 if it would be refused, 2 if the configuration is wrong.
+    #[command(override_usage = "foobar-lb plan [OPTIONS] <FILE>")]
+    Plan(Plan),
     /// Take backends out of service or back in, or change their share.
     ///
     /// It takes effect at once and counts more than the configuration, until `enable`, or until the daemon ends.
@@ -166,7 +173,7 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct Socket {
     /// The running daemon's socket [default: as in /etc/foobar-lb/foobar-lb.toml, else
     /// /run/foobar-lb/foobar-lb.sock].
@@ -239,7 +246,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Detach { interfaces, config, socket } => detach(interfaces, &config.config, socket).await,
         Command::Check { file } => Ok(check(&file)),
         Command::Verify => verify_command::verify(),
-        Command::Reload { socket } => reload(&socket_path(socket)).await,
+        Command::Plan(plan) => plan.run().await,
+        Command::Reload(reload) => reload.run().await,
         Command::Backend(command) => command.run().await,
         Command::Status { json, socket } => status(json, &socket_path(socket)).await,
     }
@@ -330,21 +338,6 @@ fn check(file: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(code) => code,
-    }
-}
-
-async fn reload(socket: &Path) -> Result<ExitCode> {
-    match client::reload(socket).await {
-        Ok(reloaded) => {
-            reloaded.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-            println!("the configuration is in force");
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(client::Error::Invalid(errors)) => {
-            eprintln!("{errors}");
-            Ok(ExitCode::from(WRONG))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,6 +2,7 @@
 //! No I/O, no clock, no serde; everyone else speaks in these types.
 
 mod destination;
+mod share;
 
 use std::{
     fmt,
@@ -12,7 +13,10 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::destination::{Destination, Place, Ports, is_host};
+pub use self::{
+    destination::{Destination, Place, Ports, is_host},
+    share::{NotAShare, Share, percentage},
+};
 use crate::health;
 
 /// The transport protocol of a service.
@@ -243,6 +247,8 @@ pub struct Service {
     pub announce: bool,
     /// What happens to new flows when no backend is eligible.
     pub when_empty: WhenEmpty,
+    /// The largest share of its slots that a reload may move.
+    pub max_moved: Option<Share>,
     /// How its backends are checked.
     pub health: health::Settings,
     /// At least one, no two with the same address.

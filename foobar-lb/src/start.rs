@@ -195,11 +195,10 @@ impl Settings {
         let demands = Demands::new(&config.services, locals, set_sysctls);
         let rewrites = demands.replies != Families::default();
         let mut wanted = if rewrites { sysctls.redirects(interfaces)? } else { Vec::new() };
+        check_settings(config, interfaces, set_sysctls, locals)?;
         let missing = sysctls.needed(interfaces, demands)?;
         if set_sysctls {
             wanted.extend(missing);
-        } else if missing.iter().any(|requirement| requirement.fatal) {
-            return Err(Error::Settings { missing });
         } else {
             missing.iter().for_each(|requirement| warn!("missing kernel setting: {requirement}"));
         }
@@ -210,10 +209,24 @@ impl Settings {
         for chain in sysctl::dropping_forward_chains(demands.replies)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
         }
-        check_ports(&sysctls, config, locals)?;
         warn_of_closed_addresses(config, locals);
         Ok(())
     }
+}
+
+/// Refuses where nothing would work: kernel settings are missing that may not be set, or ports are shared.
+pub fn check_settings(
+    config: &Config,
+    interfaces: &[String],
+    set_sysctls: bool,
+    locals: &[IpAddr],
+) -> Result<(), Error> {
+    let sysctls = Sysctls::default();
+    let missing = sysctls.needed(interfaces, Demands::new(&config.services, locals, set_sysctls))?;
+    if !set_sysctls && missing.iter().any(|requirement| requirement.fatal) {
+        return Err(Error::Settings { missing });
+    }
+    check_ports(&sysctls, config, locals)
 }
 
 /// Flows and sockets of this machine must not have the same ports of one address.

@@ -43,7 +43,8 @@ impl Sources<'_> {
             uptime_seconds: self.started.elapsed().as_secs(),
             failure: self.failure.map(str::to_owned),
             config_seconds: self.reload.loaded.elapsed().as_secs(),
-            reload_failure: self.reload.failure.clone(),
+            reload_failure: self.reload.failure.as_ref().map(|failure| failure.why.clone()),
+            reload_failed_seconds: self.reload.failure.as_ref().map(|failure| failure.at.elapsed().as_secs()),
             interfaces: links
                 .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
                 .collect(),

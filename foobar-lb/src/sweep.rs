@@ -164,6 +164,32 @@ impl Broom {
         Ok(found)
     }
 
+    /// Shows the slot, by its index in the arena, and the backend of every flow that is remembered or mapped and goes on.
+    /// Nothing is forgotten. False if some may have been missed or shown twice.
+    pub fn look<S: Store>(&self, store: &mut S, mut show: impl FnMut(u32, u32)) -> Result<bool, S::Error> {
+        let slot = |service: &Service, flow: &FlowKey| {
+            service.first_slot + reduce(hash(&self.hash_key, flow), service.table_size)
+        };
+        let remembered = store.retain(|RememberedFlow { flow, remembered, seen, .. }| {
+            let silent = self.clock.saturating_sub(*seen);
+            if let Some(service) = self.service(&flow.destination)
+                && !conntrack::is_over(remembered.state, service.idle, silent)
+            {
+                show(slot(service, flow), remembered.backend);
+            }
+            true
+        })?;
+        let mapped = store.retain_mapped(|MappedFlow { flow, backend, life }| {
+            if let Some(service) = self.service(&flow.destination)
+                && !life.is_over(service.idle, self.clock)
+            {
+                show(slot(service, flow), *backend);
+            }
+            true
+        })?;
+        Ok(remembered && mapped)
+    }
+
     fn keep(&self, flow: &RememberedFlow, found: &mut Found) -> bool {
         let Remembered { backend, state } = flow.remembered;
         found.backends.insert(backend);

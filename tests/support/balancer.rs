@@ -106,7 +106,20 @@ impl Balancer {
 
     /// `foobar-lb reload`, and how that ended.
     pub fn reload(&self) -> Result<Ending> {
-        self.command(&["reload"])
+        self.reload_with(&[])
+    }
+
+    /// `foobar-lb reload` with these words, and how that ended.
+    pub fn reload_with(&self, words: &[&str]) -> Result<Ending> {
+        self.command(&[&["reload"], words].concat())
+    }
+
+    /// Replaces the services of the configuration file, and asks with `foobar-lb plan` and these words what a reload would
+    /// do.
+    pub fn plan(&self, services: &str, words: &[&str]) -> Result<Ending> {
+        self.write_services(services)?;
+        let file = self.config.display().to_string();
+        self.command(&[&["plan", &file], words].concat())
     }
 
     /// Replaces the services and reloads, which must work.

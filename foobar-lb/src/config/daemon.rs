@@ -16,7 +16,7 @@ use super::{
     values::{self, Fault},
 };
 use crate::{
-    model::{ServiceKey, is_host},
+    model::{ServiceKey, Share, is_host},
     wide::{Stretch, Wide, port_prefixes},
 };
 
@@ -78,6 +78,15 @@ pub struct Daemon {
     pub mappings: u32,
     /// Ports that flows get whose source is replaced.
     pub snat_ports: RangeInclusive<u16>,
+    /// The largest share of the slots of a service that a reload may move, where the service says nothing else.
+    pub max_moved: Option<Share>,
+}
+
+impl Daemon {
+    /// Whether another section can take its place only by a restart.
+    pub fn needs_restart(&self, other: &Self) -> bool {
+        *self != Self { max_moved: self.max_moved, ..other.clone() }
+    }
 }
 
 pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
@@ -92,6 +101,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         half_open,
         mappings,
         snat_ports,
+        max_moved,
     } = section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
@@ -107,6 +117,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
     let mappings =
         problems.read_or(mappings, DEFAULT_MAPPINGS, |&value| values::integer(value, "mappings", FLOWS));
     let snat_ports = problems.read_or(snat_ports, DEFAULT_SNAT_PORTS, values::ports);
+    let max_moved = problems.read_or(max_moved, None, |text| values::share(text).map(Some));
     Some(Daemon {
         socket: socket?,
         state_path: state_path?,
@@ -118,6 +129,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         half_open: half_open?,
         mappings: mappings?,
         snat_ports: snat_ports?,
+        max_moved: max_moved?,
     })
 }
 

@@ -50,7 +50,7 @@ use self::{
 use crate::model::Service;
 
 /// No configuration is larger than this, in bytes; it keeps `/dev/zero` from filling the memory.
-const MAX_FILE: u64 = 16 << 20;
+pub const MAX_FILE: u64 = 16 << 20;
 
 /// A configuration that can be put to work.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,13 +99,16 @@ pub enum Error {
 
 /// Reads and validates the file at `path`.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    let bytes = read(path)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
+    parse(&read(path)?, &path.display().to_string())
+}
+
+/// Reads the file at `path`, which is not validated but for being text.
+pub fn read(path: &Path) -> Result<String, Error> {
+    String::from_utf8(read_bytes(path)?).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let (line, column) = report::end_of(&String::from_utf8_lossy(valid));
         Error::NotUtf8 { path: path.into(), line, column }
-    })?;
-    parse(&text, &path.display().to_string())
+    })
 }
 
 /// Validates `text`; `name` is what messages call it.
@@ -122,7 +125,7 @@ pub fn parse(text: &str, name: &str) -> Result<Config, Error> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     fs::File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
@@ -152,7 +155,7 @@ fn validate(file: File, problems: &mut Problems) -> Option<(Daemon, Option<Socke
     conflicts::check(&drafts, problems);
     let vips = vip::read(vip, &drafts, problems)?;
     let daemon = daemon?;
-    let services = drafts.into_iter().map(|draft| draft.build(&vips, &daemon.snat_ports));
+    let services = drafts.into_iter().map(|draft| draft.build(&vips, &daemon));
     let services = services.collect::<Option<_>>()?;
     Some((daemon, metrics_listen.map_or(Some(None), |listen| listen.map(Some))?, services))
 }

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use serde_spanned::Spanned;
 
 use super::{
+    Daemon,
     forwarding::{self, Forwarding, Keys},
     health, quic,
     report::{Problem, Problems, Span},
@@ -16,8 +17,8 @@ use super::{
 use crate::{
     health::Settings,
     model::{
-        Affinity, Backend, Destination, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, UdpDrain,
-        WhenEmpty,
+        Affinity, Backend, Destination, Mode, Mss, Protocol, Quic, Remember, Service, ServiceKey, Share,
+        UdpDrain, WhenEmpty,
     },
     prime::{is_prime, next_prime},
 };
@@ -83,6 +84,8 @@ pub(super) struct Draft {
     remember: Option<Remember>,
     announce: bool,
     when_empty: Option<WhenEmpty>,
+    /// The inner option is absent where the key is.
+    max_moved: Option<Option<Share>>,
     health: Option<Settings>,
 }
 
@@ -120,11 +123,11 @@ impl Draft {
         matches!(self.forwarding.mode, Some(Mode::Hairpin(_)))
     }
 
-    /// The service, if nothing is absent. `vips` have what their sections say, `snat_ports` are those of all sources.
-    pub(super) fn build(self, vips: &Sections, snat_ports: &RangeInclusive<u16>) -> Option<Service> {
+    /// The service, if nothing is absent. `vips` have what their sections say, `daemon` what holds for all services.
+    pub(super) fn build(self, vips: &Sections, daemon: &Daemon) -> Option<Service> {
         let Forwarding { mut mode, direct, .. } = self.forwarding;
         if let Some(Mode::Snat(pool) | Mode::Hairpin(pool)) = &mut mode {
-            pool.ports = snat_ports.clone();
+            pool.ports = daemon.snat_ports.clone();
         }
         let address = self.address?.into_inner();
         Some(Service {
@@ -144,6 +147,7 @@ impl Draft {
             vip: vip::of(address.vip, vips),
             announce: self.announce,
             when_empty: self.when_empty?,
+            max_moved: self.max_moved?.or(daemon.max_moved),
             health: self.health?,
             backends: self.backends.into_iter().map(BackendDraft::build).collect::<Option<_>>()?,
         })
@@ -200,6 +204,7 @@ pub(super) fn draft(section: Spanned<shape::Service>, problems: &mut Problems) -
         remember: problems.read_or(service.remember, DEFAULT_REMEMBER, remember),
         announce: service.announce.unwrap_or(DEFAULT_ANNOUNCE),
         when_empty: problems.read_or(service.when_empty, DEFAULT_WHEN_EMPTY, when_empty),
+        max_moved: problems.read_or(service.max_moved, None, |text| values::share(text).map(Some)),
         health: health::validate(
             service.health,
             known_protocol,

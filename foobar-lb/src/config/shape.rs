@@ -47,6 +47,7 @@ pub(super) struct Daemon {
     pub(super) half_open: Number,
     pub(super) mappings: Number,
     pub(super) snat_ports: Text,
+    pub(super) max_moved: Text,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +87,7 @@ pub(super) struct Service {
     pub(super) direct: Texts,
     pub(super) announce: Flag,
     pub(super) when_empty: Text,
+    pub(super) max_moved: Text,
     pub(super) quic: Option<Spanned<Quic>>,
     pub(super) health: Option<Health>,
     #[serde(default)]

@@ -12,7 +12,7 @@ use humantime::format_duration;
 use ipnet::IpNet;
 
 use super::shape::Integer;
-use crate::model::{Destination, Ports};
+use crate::model::{Destination, NotAShare, Ports, Share};
 
 /// Names are metric labels and words of a command line.
 const MAX_NAME: usize = 64;
@@ -220,6 +220,11 @@ pub(super) fn integer(value: Integer, what: &str, range: RangeInclusive<u32>) ->
 pub(super) fn port(value: Integer, what: &str) -> Result<u16, Fault> {
     let port = integer(value, what, 1..=u32::from(u16::MAX))?;
     Ok(port.try_into().expect("the range fits"))
+}
+
+/// A percentage.
+pub(super) fn share(text: &str) -> Result<Share, Fault> {
+    text.parse().map_err(|error: NotAShare| Fault::new(format!("{text:?} is {error}"), "for example \"30%\""))
 }
 
 /// The first port and the last.

@@ -1,11 +1,12 @@
 //! What the control plane knows, and what follows from it: the tables and the wanted image. No I/O and no
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
-//! `services` takes in a configuration, `word` what the operator says, `quic` knows whom connection ids name, `obstacle`
+//! `services` takes in a configuration, `word` what the operator says, `preview` tells what a configuration would do, `quic` knows whom connection ids name, `obstacle`
 //! what a mode asks of a next hop, `vlan` which VLAN devices are served beside attached interfaces, `render` writes the
 //! image, `vips` the part of it that is about VIPs; this file has what is known and what follows for each backend.
 
 mod obstacle;
+mod preview;
 mod quic;
 mod render;
 mod services;
@@ -27,6 +28,7 @@ use foobar_lb_ebpf::{
 use self::vips::Groups;
 pub use self::{
     obstacle::Obstacle,
+    preview::{Moves, Preview, TooMuch},
     services::{Refusal, Room},
     word::Unheard,
 };
@@ -39,7 +41,8 @@ use crate::{
     sweep::{Found, GRACE},
 };
 
-/// All that is known.
+/// All that is known. A clone shares its tables with the original until one of them changes.
+#[derive(Clone)]
 pub struct State {
     /// The services, in the order of the configuration.
     pub services: Vec<Service>,
@@ -55,6 +58,7 @@ pub struct State {
 }
 
 /// A service and what became of it.
+#[derive(Clone)]
 pub struct Service {
     /// As configured.
     pub config: model::Service,
@@ -76,6 +80,7 @@ pub struct Service {
 }
 
 /// A backend and what is known of it.
+#[derive(Clone)]
 pub struct Backend {
     /// As configured, or as it last was.
     pub config: model::Backend,

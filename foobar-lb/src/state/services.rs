@@ -238,7 +238,7 @@ impl State {
 
 /// Which service each of the configured ones goes on from: the one with the same address and protocol. One that has more
 /// than one port keeps its flows, too, when it gets others: it is known by its name then.
-fn predecessors(before: &[Service], services: &[model::Service]) -> Vec<Option<ServiceKey>> {
+pub(super) fn predecessors(before: &[Service], services: &[model::Service]) -> Vec<Option<ServiceKey>> {
     let keys: HashSet<ServiceKey> = services.iter().map(|config| config.key).collect();
     let known: HashSet<ServiceKey> = before.iter().map(|service| service.config.key).collect();
     let is_wide = |key: &ServiceKey| key.address.exact().is_none();

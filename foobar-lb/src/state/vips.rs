@@ -14,7 +14,7 @@ use crate::{
 
 /// The groups of the VIPs that have services of more than one address or port. A number is never given again: the map
 /// of addresses may name the old group while the ranges of a new one are written.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Groups {
     numbers: BTreeMap<IpNet, u32>,
     last: u32,

@@ -75,6 +75,7 @@ pub fn configure(setting: &Setting) -> model::Service {
         vip: Vip { unmatched: Unmatched::Pass, ping: true },
         announce: false,
         when_empty,
+        max_moved: None,
         health: health::Settings {
             port: None,
             kind: health::Kind::Tcp,

@@ -162,6 +162,7 @@ fn configure((family, protocol): (Family, Protocol)) -> model::Service {
         vip: Vip { unmatched: Unmatched::Pass, ping: false },
         announce: false,
         when_empty: WhenEmpty::FailOpen,
+        max_moved: None,
         health: health::Settings {
             port: None,
             kind: health::Kind::Tcp,
