@@ -16,7 +16,6 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     bpf::{self, Attach, Bpf, Link},
-    config::MAX_WEIGHT,
     health::Report,
     image::Image,
     model::Health,
@@ -244,12 +243,6 @@ impl Daemon {
     }
 
     fn hear(&mut self, api::Say { service, backends, word }: &api::Say) -> Result<api::Heard, api::Failure> {
-        if let api::Word::Weight(weight) = word
-            && *weight > MAX_WEIGHT
-        {
-            let error = format!("weight {weight} is out of range: 0 to {MAX_WEIGHT}");
-            return Err(api::Failure::new(error));
-        }
         let warnings = self.state.say(service, backends, |said| word.on(said)).map_err(api::Failure::of)?;
         self.count_anew();
         for backend in backends {

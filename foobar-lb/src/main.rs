@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use decap_command::Decap;
 use foobar_lb::{
-    api::Word,
+    api::{Weight, Word},
     attach,
     bpf::Mode,
     client,
@@ -348,7 +348,7 @@ impl BackendCommand {
             Self::Disable(backends) => (backends, Word::Disable),
             Self::Enable(backends) => (backends, Word::Enable),
             Self::Weight { service, backend, weight, socket } => {
-                (Backends { service, backends: vec![backend], socket }, Word::Weight(weight))
+                (Backends { service, backends: vec![backend], socket }, Word::Weight(Weight(weight)))
             }
         };
         let heard = client::say(&socket_path(socket), &service, &backends, word).await?;

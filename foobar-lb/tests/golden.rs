@@ -20,7 +20,7 @@ use std::{
 };
 
 use foobar_lb::{
-    api::Word,
+    api::{Weight, Word},
     config,
     health::{Report, Target},
     image::Image,
@@ -111,7 +111,7 @@ impl Teller {
             }
             ["enable", service, ref backends @ ..] => return Some(self.say(Word::Enable, service, backends)),
             ["weight", service, backend, weight] => {
-                return Some(self.say(Word::Weight(weight.parse().ok()?), service, &[backend]));
+                return Some(self.say(Word::Weight(Weight(weight.parse().ok()?)), service, &[backend]));
             }
             ref network => return self.observe_network(network).map(|()| String::new()),
         }

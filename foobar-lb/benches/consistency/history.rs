@@ -3,7 +3,7 @@
 use std::fmt;
 
 use foobar_lb::{
-    api::Word,
+    api::{Weight, Word},
     model::{Down, Health},
 };
 use rand::{
@@ -68,7 +68,7 @@ pub fn all(seed: u64) -> Vec<History> {
         history("drain 3 of 10", 10, &[(&[2, 5, 7], What::Say(Word::Drain))]),
         history("fail and return", 10, &[(&[3], down(Down::Silent)), (&[3], up)]),
         history("stop gracefully and return", 10, &[(&[3], down(Down::Answers)), (&[3], up)]),
-        history("double the weights of 3 of 10", 10, &[(&[0, 4, 8], What::Say(Word::Weight(2)))]),
+        history("double the weights of 3 of 10", 10, &[(&[0, 4, 8], What::Say(Word::Weight(Weight(2))))]),
         History { name: "20 changes in a row", backends: 10, changes: draw_changes(seed), overlaps: true },
     ]
 }
@@ -107,7 +107,7 @@ fn draw_change(standings: &mut [Standing], rng: &mut StdRng) -> Change {
     let weight = rng.random_range(1..=4);
     let possible: Vec<(usize, What, Standing)> = [
         (Standing::Absent, What::Add, Standing::Serving),
-        (Standing::Serving, What::Say(Word::Weight(weight)), Standing::Serving),
+        (Standing::Serving, What::Say(Word::Weight(Weight(weight))), Standing::Serving),
         (Standing::Serving, What::Say(Word::Drain), Standing::Draining),
         (Standing::Serving, What::Health(Health::Down(Down::Answers)), Standing::Down),
         (Standing::Draining, What::Say(Word::Enable), Standing::Serving),

@@ -1,9 +1,11 @@
 //! What the API says of a configuration before it is put in force.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// `POST /v1/plan`: a configuration that is to be looked at.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Proposal {
     /// What messages call it: the name of the file.
     pub name: String,
@@ -15,7 +17,7 @@ pub struct Proposal {
 }
 
 /// The answer to [`Proposal`]: what a reload would change. Nothing has changed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
     /// Why a reload would be refused; empty if it would not be.
     pub refused: Vec<String>,
@@ -30,7 +32,7 @@ pub struct Plan {
 }
 
 /// What happens to a service or a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Turn {
     /// It was not there.
@@ -42,7 +44,7 @@ pub enum Turn {
 }
 
 /// A key that changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {
     /// Its name.
     pub key: String,
@@ -53,7 +55,7 @@ pub struct Change {
 }
 
 /// A service that comes, goes or changes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PlannedService {
     /// As it will be called.
     pub name: String,
@@ -81,7 +83,7 @@ pub struct PlannedService {
 }
 
 /// A backend that comes, goes or changes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PlannedBackend {
     /// As it will be called.
     pub name: String,

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use foobar_lb::{api::Word, model::Remember, sweep::GRACE};
+use foobar_lb::{
+    api::{Weight, Word},
+    model::Remember,
+    sweep::GRACE,
+};
 
 use super::{
     reference::{Reference, Refutation},
@@ -90,7 +94,7 @@ impl Play {
 
     fn ramp(&mut self, backends: Backends) -> Result<(), Refutation> {
         for weight in [1, 2, 3, 5, 8] {
-            self.world.change(&Change::Say(backends, Word::Weight(weight)));
+            self.world.change(&Change::Say(backends, Word::Weight(Weight(weight))));
             self.reconcile(&[])?;
             self.wait(self.setting.transition / 3)?;
             self.send_all(Kind::Data, false)?;

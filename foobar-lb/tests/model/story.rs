@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use foobar_lb::{
-    api::Word,
+    api::{Weight, Word},
     model::{Down, Health, Protocol, Remember, UdpDrain, WhenEmpty},
     sweep::GRACE,
 };
@@ -258,7 +258,7 @@ fn changes() -> impl Strategy<Value = Change> {
         2 => Just(Word::Enable),
         2 => Just(Word::Drain),
         1 => Just(Word::Disable),
-        2 => select(&[0, 1, 2, 3, 8]).prop_map(Word::Weight),
+        2 => select(&[0, 1, 2, 3, 8]).prop_map(|weight| Word::Weight(Weight(weight))),
     ];
     let health = prop_oneof![
         4 => Just(Health::Up),
