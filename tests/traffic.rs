@@ -38,4 +38,5 @@ mod traceroute;
 mod tunnel;
 mod unmatched;
 mod vip;
+mod watch;
 mod wide;

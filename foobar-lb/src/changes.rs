@@ -28,7 +28,9 @@ pub fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
 
 /// Keys outside of services that change and can do so while the daemon runs.
 pub fn of_daemon(before: &Config, after: &Config) -> Vec<Change> {
-    let keys = |config: &Config| vec![("max_moved", optional(config.daemon.max_moved))];
+    let keys = |config: &Config| {
+        vec![("max_moved", optional(config.daemon.max_moved)), ("watch", config.daemon.watch.to_string())]
+    };
     differences(keys(before), keys(after))
 }
 

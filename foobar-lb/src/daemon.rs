@@ -135,6 +135,7 @@ impl Daemon {
     pub fn start_tasks(&mut self, bpf: &mut Bpf, reloads: impl Future<Output = ()> + Send + 'static) {
         info!(services = self.state.services.len(), "balancing");
         self.follow_services();
+        self.tasks.watch_configuration(self.reload.watched());
         self.tasks.run(reloads);
         if let Some(log) = bpf.follow_log() {
             self.tasks.run(log);
@@ -215,6 +216,7 @@ impl Daemon {
         if reloaded.is_ok() {
             self.count_anew();
             self.follow_services();
+            self.tasks.watch_configuration(self.reload.watched());
         }
         let before = self.current.tables.clone();
         let writes = self.reconcile(bpf);

@@ -29,4 +29,5 @@ pub mod sweep;
 pub mod sysctl;
 pub mod tasks;
 pub mod twin;
+pub mod watch;
 pub mod wide;

@@ -237,7 +237,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             start_log(log_format);
             let file = std::path::absolute(&config.config)?;
             let options = Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl };
-            match load(&config.config) {
+            match show(config::load(&config.config)) {
                 Ok(config) => attach(config, options).await,
                 Err(code) => Ok(code),
             }
@@ -266,8 +266,8 @@ fn start_log(format: LogFormat) {
 }
 
 /// The configuration, its warnings shown; or its errors shown.
-fn load(file: &Path) -> Result<Config, ExitCode> {
-    match config::load(file) {
+fn show(loaded: Result<Config, config::Error>) -> Result<Config, ExitCode> {
+    match loaded {
         Ok(config) => {
             if !config.warnings.is_empty() {
                 eprintln!("{}", config.warnings);
@@ -329,7 +329,7 @@ async fn detach(interfaces: Vec<String>, file: &Path, socket: Socket) -> Result<
 }
 
 fn check(file: &Path) -> ExitCode {
-    match load(file) {
+    match show(config::load_once(file)) {
         Ok(config) => {
             let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
             let services = config.services.len();

@@ -63,7 +63,7 @@ impl Plan {
 
     /// What the daemon says; the inner error is about the file.
     async fn ask(&self) -> Result<Result<foobar_lb::api::Plan, String>> {
-        let text = match config::read(&self.file) {
+        let text = match config::read_once(&self.file) {
             Ok(text) => text,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -80,7 +80,7 @@ impl Plan {
     }
 
     fn compare(&self, before: &Path) -> Result<foobar_lb::api::Plan, String> {
-        let load = |file: &Path| config::load(file).map_err(|error| error.to_string());
+        let load = |file: &Path| config::load_once(file).map_err(|error| error.to_string());
         let (before, after) = (load(before)?, load(&self.file)?);
         Ok(Review::of_file(before).judge(&after, self.max_moved).plan)
     }

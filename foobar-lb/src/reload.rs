@@ -1,7 +1,7 @@
 //! Taking in the configuration again while everything goes on: read and validated whole, then applied, or refused
 //! whole with the old one still in force.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 use foobar_lb_ebpf::layout::{NO_BACKEND, Slot};
 use tokio::{sync::mpsc, task::spawn_blocking};
@@ -68,6 +68,11 @@ impl Reload {
             settings,
             events,
         }
+    }
+
+    /// The file, if it is to be reloaded when it changes.
+    pub fn watched(&self) -> Option<&Path> {
+        self.config.daemon.watch.then_some(&self.options.file)
     }
 
     /// Reads the file, which may be slow, and sends what came of it.

@@ -21,7 +21,9 @@ pub fn render(status: &Status) -> String {
         writeln!(text, "FAILED to update the maps: {failure}").expect("a string can be written to");
     }
     if let Some(failure) = &status.reload_failure {
-        writeln!(text, "NOT RELOADED, the configuration from before is in force: {failure}")
+        let ago = status.reload_failed_seconds.map(Duration::from_secs).map(humantime::format_duration);
+        let ago = ago.map_or_else(String::new, |ago| format!(" {ago} ago"));
+        writeln!(text, "NOT RELOADED{ago}, the configuration from before is in force: {failure}")
             .expect("a string can be written to");
     }
     for service in &status.services {

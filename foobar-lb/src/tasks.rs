@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     net::IpAddr,
+    path::Path,
     time::Duration,
 };
 
@@ -24,6 +25,7 @@ use crate::{
     start::chain,
     state::State,
     sweep::{Broom, Found},
+    watch,
 };
 
 /// How long after a failure the network is watched again.
@@ -37,6 +39,7 @@ pub struct Tasks {
     watch: Option<AbortHandle>,
     checks: HashMap<Target, (Settings, AbortHandle)>,
     announced: BTreeSet<IpAddr>,
+    config_watch: Option<AbortHandle>,
 }
 
 impl Tasks {
@@ -49,6 +52,7 @@ impl Tasks {
             watch: None,
             checks: HashMap::new(),
             announced: BTreeSet::new(),
+            config_watch: None,
         }
     }
 
@@ -108,6 +112,21 @@ impl Tasks {
                 debug!("the daemon ends before the sweep");
             }
         });
+    }
+
+    /// Watches the file of the configuration, or no more.
+    pub fn watch_configuration(&mut self, file: Option<&Path>) {
+        match (file, &self.config_watch) {
+            (Some(file), None) => {
+                let watch = watch::watch(file.to_owned(), self.events.clone());
+                self.config_watch = Some(self.run(watch));
+            }
+            (None, Some(watch)) => {
+                watch.abort();
+                self.config_watch = None;
+            }
+            _ => {}
+        }
     }
 
     /// Announces the VIPs that are announced from now on.

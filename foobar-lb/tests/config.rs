@@ -3,7 +3,10 @@
 
 use std::{
     env, fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -11,6 +14,7 @@ use foobar_lb::{
     config::{self, Config, Error},
     model::{Encapsulation, Mode, Mss, Pool, Tunnel, Unmatched, Vip},
 };
+use nix::{sys::stat::Mode as Permissions, unistd::mkfifo};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -194,7 +198,46 @@ fn what_cannot_be_read_is_refused_by_its_name() {
         let text = error.to_string();
         assert!(text.starts_with(&path.display().to_string()) && text.contains(reason), "{text}");
     }
-    assert!(matches!(config::load(Path::new("/dev/zero")), Err(Error::TooLarge { .. })));
+    let fifo = directory.path().join("fifo.toml");
+    mkfifo(&fifo, Permissions::S_IRUSR | Permissions::S_IWUSR).unwrap();
+    for path in [Path::new("/dev/zero"), &fifo] {
+        let error = config::load(path).unwrap_err();
+        assert!(matches!(error, Error::NotAFile { .. }), "{error}");
+    }
+    let endless = directory.path().join("endless.toml");
+    fs::File::create(&endless).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(config::load(&endless), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("changing.toml");
+    fs::write(&path, format!("# {}", "a".repeat(8 << 20))).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                file.write_all_at(b"# ", 0).unwrap();
+            }
+        });
+        let refused = (0..100).any(|_| matches!(config::load(&path), Err(Error::Changing { .. })));
+        ends.store(true, Ordering::Relaxed);
+        assert!(refused, "it changed all the time");
+    });
+    assert!(config::read(&path).is_ok(), "it does not change any more");
+}
+
+#[test]
+fn a_pipe_is_read_where_once_is_enough() {
+    let directory = TempDir::new().unwrap();
+    let fifo = directory.path().join("fifo.toml");
+    mkfifo(&fifo, Permissions::S_IRUSR | Permissions::S_IWUSR).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| fs::write(&fifo, "[daemon]\n").unwrap());
+        assert_eq!(config::read_once(&fifo).unwrap(), "[daemon]\n");
+    });
 }
 
 #[test]

@@ -104,6 +104,11 @@ impl Balancer {
         Files::write(&self.namespace, services).map(drop)
     }
 
+    /// The path of the configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// `foobar-lb reload`, and how that ended.
     pub fn reload(&self) -> Result<Ending> {
         self.reload_with(&[])
@@ -275,6 +280,7 @@ pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
 #[derive(Debug, Deserialize)]
 pub struct Status {
     pub reload_failure: Option<String>,
+    pub reload_failed_seconds: Option<u64>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<Service>,
     pub reasons: BTreeMap<String, Counted>,

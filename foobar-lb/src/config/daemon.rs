@@ -39,6 +39,8 @@ pub const DEFAULT_MAPPINGS: u32 = 1 << 18;
 /// Ports that flows get whose source is replaced: below those that Linux gives its own sockets
 /// (`net.ipv4.ip_local_port_range`), above those of well-known services.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 1024..=32_767;
+/// Whether the configuration is reloaded when its file changes.
+pub const DEFAULT_WATCH: bool = false;
 /// Only where there is a `[metrics]` section.
 pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9466);
 
@@ -80,12 +82,14 @@ pub struct Daemon {
     pub snat_ports: RangeInclusive<u16>,
     /// The largest share of the slots of a service that a reload may move, where the service says nothing else.
     pub max_moved: Option<Share>,
+    /// Whether the configuration is reloaded when its file changes.
+    pub watch: bool,
 }
 
 impl Daemon {
     /// Whether another section can take its place only by a restart.
     pub fn needs_restart(&self, other: &Self) -> bool {
-        *self != Self { max_moved: self.max_moved, ..other.clone() }
+        *self != Self { max_moved: self.max_moved, watch: self.watch, ..other.clone() }
     }
 }
 
@@ -102,6 +106,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         mappings,
         snat_ports,
         max_moved,
+        watch,
     } = section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
@@ -130,6 +135,7 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         mappings: mappings?,
         snat_ports: snat_ports?,
         max_moved: max_moved?,
+        watch: watch.unwrap_or(DEFAULT_WATCH),
     })
 }
 

@@ -21,16 +21,18 @@ use std::{
     fs,
     io::{self, Read},
     net::SocketAddr,
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::OFlag;
 use thiserror::Error;
 
 pub(crate) use self::values::nearest;
 pub use self::{
     daemon::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_METRICS_LISTEN, DEFAULT_PIN_PATH,
-        DEFAULT_SLOTS, DEFAULT_SOCKET, DEFAULT_STATE_PATH, Daemon,
+        DEFAULT_SLOTS, DEFAULT_SOCKET, DEFAULT_STATE_PATH, DEFAULT_WATCH, Daemon,
     },
     forwarding::DEFAULT_MODE,
     health::{DEFAULT_FALL, DEFAULT_INTERVAL, DEFAULT_PATH, DEFAULT_RISE, DEFAULT_STATUS, DEFAULT_TIMEOUT},
@@ -49,8 +51,11 @@ use self::{
 };
 use crate::model::Service;
 
-/// No configuration is larger than this, in bytes; it keeps `/dev/zero` from filling the memory.
+/// No configuration is larger than this, in bytes: a mistaken file is not to fill the memory.
 pub const MAX_FILE: u64 = 16 << 20;
+
+/// So many times a file is read that changes meanwhile.
+const READINGS: usize = 3;
 
 /// A configuration that can be put to work.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +81,20 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// It is a pipe, a socket or a device.
+    #[error(
+        "{}: error: not a regular file, which can be read again: write the configuration into one", path.display()
+    )]
+    NotAFile {
+        /// The file that was asked for.
+        path: PathBuf,
+    },
+    /// It was written to all the time.
+    #[error("{}: error: it changes while it is read: try again when it is written", path.display())]
+    Changing {
+        /// The file that was asked for.
+        path: PathBuf,
+    },
     /// The file is too large to be a configuration.
     #[error("{}: error: larger than {} MiB: name a configuration", path.display(), MAX_FILE >> 20)]
     TooLarge {
@@ -97,14 +116,33 @@ pub enum Error {
     Invalid(Diagnostics),
 }
 
-/// Reads and validates the file at `path`.
+/// Reads and validates the file at `path`, which can be read again.
 pub fn load(path: &Path) -> Result<Config, Error> {
     parse(&read(path)?, &path.display().to_string())
 }
 
+/// The same where it may be a pipe: it need not be read again.
+pub fn load_once(path: &Path) -> Result<Config, Error> {
+    parse(&read_once(path)?, &path.display().to_string())
+}
+
 /// Reads the file at `path`, which is not validated but for being text.
 pub fn read(path: &Path) -> Result<String, Error> {
-    String::from_utf8(read_bytes(path)?).map_err(|error| {
+    decode(path, read_bytes(path)?)
+}
+
+/// The same where it may be a pipe.
+pub fn read_once(path: &Path) -> Result<String, Error> {
+    if !fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+        return read(path);
+    }
+    let unreadable = |source| Error::Unreadable { path: path.into(), source };
+    let pipe = fs::File::open(path).map_err(unreadable)?;
+    decode(path, take(path, pipe)?)
+}
+
+fn decode(path: &Path, bytes: Vec<u8>) -> Result<String, Error> {
+    String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let (line, column) = report::end_of(&String::from_utf8_lossy(valid));
         Error::NotUtf8 { path: path.into(), line, column }
@@ -125,10 +163,32 @@ pub fn parse(text: &str, name: &str) -> Result<Config, Error> {
     }
 }
 
+/// What a regular file holds at one moment: one that is being written while it is read is read again.
 fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    let unreadable = |source| Error::Unreadable { path: path.into(), source };
+    for _ in 0..READINGS {
+        // A pipe would keep the opener waiting for a writer.
+        let mut options = fs::OpenOptions::new();
+        let file =
+            options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(unreadable)?;
+        let before = file.metadata().map_err(unreadable)?;
+        if !before.is_file() && !before.is_dir() {
+            return Err(Error::NotAFile { path: path.into() });
+        }
+        let bytes = take(path, &file)?;
+        let after = file.metadata().map_err(unreadable)?;
+        let moment = |of: &fs::Metadata| (of.len(), of.mtime(), of.mtime_nsec());
+        if moment(&before) == moment(&after) {
+            return Ok(bytes);
+        }
+    }
+    Err(Error::Changing { path: path.into() })
+}
+
+fn take(path: &Path, file: impl Read) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
         .map_err(|source| Error::Unreadable { path: path.into(), source })?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(Error::TooLarge { path: path.into() });

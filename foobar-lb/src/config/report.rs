@@ -17,6 +17,10 @@ const MAX_MESSAGE: usize = 500;
 /// So many problems are shown; whoever has more mends these first.
 const MAX_SHOWN: usize = 20;
 
+/// Of one kind so many problems are kept, the first that are found; the others are counted: a large file that is none of ours
+/// has as many as bytes.
+const MAX_KEPT: usize = 10_000;
+
 /// Longest piece of the file that is shown between two places; of more, only the first place is.
 const MAX_EXCERPT: usize = 64 << 10;
 
@@ -98,25 +102,41 @@ impl Problem {
 /// Collects what is found, so that everything is reported at once.
 pub(super) struct Problems<'a> {
     source: &'a Source<'a>,
-    errors: Vec<Problem>,
-    warnings: Vec<Problem>,
+    errors: Kept,
+    warnings: Kept,
+}
+
+#[derive(Default)]
+struct Kept {
+    problems: Vec<Problem>,
+    omitted: usize,
+}
+
+impl Kept {
+    fn add(&mut self, problem: Problem) {
+        if self.problems.len() < MAX_KEPT {
+            self.problems.push(problem);
+        } else {
+            self.omitted += 1;
+        }
+    }
 }
 
 impl<'a> Problems<'a> {
     pub(super) fn new(source: &'a Source<'a>) -> Self {
-        Self { source, errors: Vec::new(), warnings: Vec::new() }
+        Self { source, errors: Kept::default(), warnings: Kept::default() }
     }
 
     pub(super) fn error(&mut self, problem: Problem) {
-        self.errors.push(problem);
+        self.errors.add(problem);
     }
 
     pub(super) fn warn(&mut self, problem: Problem) {
-        self.warnings.push(problem);
+        self.warnings.add(problem);
     }
 
     pub(super) fn has_errors(&self) -> bool {
-        !self.errors.is_empty()
+        !self.errors.problems.is_empty()
     }
 
     /// The line of a place, for messages that name another place than their own.
@@ -189,9 +209,9 @@ impl<'a> Source<'a> {
         Self { name, text, lines: std::iter::once(0).chain(ends).collect() }
     }
 
-    fn show(&self, severity: &str, mut problems: Vec<Problem>) -> Diagnostics {
+    fn show(&self, severity: &str, Kept { mut problems, omitted }: Kept) -> Diagnostics {
         problems.sort_by_key(|problem| problem.span.start);
-        let omitted = problems.len().saturating_sub(MAX_SHOWN);
+        let omitted = omitted + problems.len().saturating_sub(MAX_SHOWN);
         problems.truncate(MAX_SHOWN);
         let shown = problems.into_iter().map(|problem| self.diagnose(severity, problem)).collect();
         Diagnostics { shown, omitted }

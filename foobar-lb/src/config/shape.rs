@@ -48,6 +48,7 @@ pub(super) struct Daemon {
     pub(super) mappings: Number,
     pub(super) snat_ports: Text,
     pub(super) max_moved: Text,
+    pub(super) watch: Flag,
 }
 
 #[derive(Deserialize)]
