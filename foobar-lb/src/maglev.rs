@@ -141,6 +141,9 @@ fn fill(heirs: &mut [Heir], size: u32) -> Vec<u32> {
 /// often as their weight allows; nobody takes more than it is due.
 fn turns(heirs: &[Heir]) -> Vec<u32> {
     let heaviest = heirs.iter().map(|heir| heir.weight).max().unwrap_or(0);
+    if heirs.iter().all(|heir| heir.weight == heaviest) {
+        return equal_turns(heirs);
+    }
     let mut turns: Vec<(u64, u32)> = (0u32..)
         .zip(heirs)
         .flat_map(|(position, heir)| {
@@ -149,6 +152,16 @@ fn turns(heirs: &[Heir]) -> Vec<u32> {
         .collect();
     turns.sort_unstable();
     turns.into_iter().map(|(_, position)| position).collect()
+}
+
+/// The same where all are as heavy: each takes one in each round, and there is nothing to sort.
+fn equal_turns(heirs: &[Heir]) -> Vec<u32> {
+    let rounds = heirs.iter().map(|heir| heir.target).max().unwrap_or(0);
+    let in_round = |round| {
+        let due = (0u32..).zip(heirs).filter(move |(_, heir)| round < heir.target);
+        due.map(|(position, _)| position)
+    };
+    (0..rounds).flat_map(in_round).collect()
 }
 
 #[cfg(test)]
@@ -170,6 +183,18 @@ mod tests {
             let owners = table(&members, 10_007, seed);
             prop_assert_eq!(owners.len(), 10_007);
             prop_assert!(owners.iter().all(|&owner| weights[owner as usize] > 0));
+        }
+
+        #[test]
+        fn who_is_as_heavy_as_all_takes_turns_in_the_same_order(count in 1usize..200, seed: u64) {
+            let mut due = heirs(&members(&vec![1; count]), 10_007, seed);
+            apportion(&mut due, 10_007);
+            let mut sorted: Vec<(u32, u32)> = (0u32..).zip(&due)
+                .flat_map(|(position, heir)| (0..heir.target).map(move |turn| (turn, position)))
+                .collect();
+            sorted.sort_unstable();
+            let sorted: Vec<u32> = sorted.into_iter().map(|(_, position)| position).collect();
+            prop_assert_eq!(turns(&due), sorted);
         }
 
         #[test]

@@ -1,7 +1,8 @@
 //! `foobar-lb plan`: what a reload would change, told by the running daemon or by two files.
 
 use std::{
-    fmt::Write,
+    fmt::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -52,11 +53,16 @@ impl Plan {
                 return Ok(ExitCode::from(WRONG));
             }
         };
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&plan)?);
+        let text = if self.json {
+            serde_json::to_string_pretty(&plan)? + "\n"
         } else {
             plan.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-            print!("{}", render(&plan));
+            render(&plan)
+        };
+        match io::stdout().write_all(text.as_bytes()) {
+            // Whoever reads it has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.context("cannot print the plan")?,
         }
         Ok(if plan.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
     }

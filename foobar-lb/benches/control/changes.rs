@@ -22,7 +22,12 @@ use crate::{
     report::{Report, Unit},
 };
 
-const CHANGES: &str = "1,000 services x 100 backends, by part";
+/// The chapter.
+pub const CHANGES: &str = "1,000 services x 100 backends, by part";
+/// The least change of a configuration.
+pub const REPLACED: &str = "reload, a backend replaced";
+/// What the data path has to bear of a change.
+pub const WRITE: &str = "write";
 const LARGE: Configuration = Configuration::unchecked(1_000, 100, 10_007);
 /// The loopback.
 const INTERFACE: u32 = 1;
@@ -37,7 +42,7 @@ pub fn measure(report: &mut Report, rounds: u32) -> Result<()> {
     for _ in 0..rounds {
         control.reload(report, "reload, nothing changed", LARGE)?;
         for (changed, replaced, measured, back) in [
-            (1, "reload, a backend replaced", "that backend measured", "reload, that backend back again"),
+            (1, REPLACED, "that backend measured", "reload, that backend back again"),
             (
                 LARGE.services,
                 "reload, a backend of every service replaced",
@@ -127,7 +132,7 @@ impl Control {
         let written = start.elapsed();
         report.add_time(CHANGES, subject, "render", rendered);
         report.add_time(CHANGES, subject, "plan", planned - rendered);
-        report.add_time(CHANGES, subject, "write", written - planned);
+        report.add_time(CHANGES, subject, WRITE, written - planned);
         report.add_time(CHANGES, subject, "event to last write", written);
         let slots: usize = steps
             .iter()

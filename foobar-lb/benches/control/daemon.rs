@@ -23,7 +23,12 @@ pub const MAPS: &str = "maps";
 /// Of those.
 pub const CONNTRACK: &str = "maps of remembered flows";
 
-const PROCESS: &str = "the daemon, 1,000 services x 100 backends";
+/// The chapter on the process.
+pub const PROCESS: &str = "the daemon, 1,000 services x 100 backends";
+/// A reload that changes all services.
+pub const ALL_REPLACED: &str = "reload, a backend of every service replaced";
+/// How long it takes.
+pub const IN_FORCE: &str = "until in force";
 const LARGE: Configuration = Configuration::unchecked(1_000, 100, 10_007);
 const INTERFACE: &str = "lb0";
 /// A start with 100,000 backends has that long.
@@ -109,7 +114,8 @@ impl<'n> Daemon<'n> {
         // Where they are checked, one may have been late and down meanwhile.
         wait_until(EVENTUALLY, "all backends to take new flows", || {
             daemon.eligible().is_ok_and(|them| them == all)
-        })?;
+        })
+        .with_context(|| format!("of {all} these: {:?}", daemon.eligible()))?;
         Ok(daemon)
     }
 
@@ -135,20 +141,22 @@ impl<'n> Daemon<'n> {
             ("reload, nothing changed", 0),
             ("reload, a backend replaced", 1),
             ("reload, the backend back again", 0),
-            ("reload, a backend of every service replaced", LARGE.services),
+            (ALL_REPLACED, LARGE.services),
             ("reload, those backends back again", 0),
         ] {
             let directory = self.network.lab.directory().display().to_string();
             let text = Configuration { changed, ..LARGE }.to_toml(&directory);
             fs::write(format!("{directory}/foobar-lb.toml"), text)?;
+            let planned = self.command(&["plan", &format!("{directory}/foobar-lb.toml")])?;
+            report.add_time(PROCESS, what, "until planned", planned);
             let cpu = self.cpu()?;
             let took = self.command(&["reload"])?;
-            report.add_time(PROCESS, what, "until in force", took);
+            report.add_time(PROCESS, what, IN_FORCE, took);
             report.add_time(PROCESS, what, "CPU", self.cpu()? - cpu);
         }
         for word in ["disable", "enable"] {
             let took = self.command(&["backend", word, &Configuration::name(7), "b0"])?;
-            report.add_time(PROCESS, word, "until in force", took);
+            report.add_time(PROCESS, word, IN_FORCE, took);
         }
         Ok(())
     }

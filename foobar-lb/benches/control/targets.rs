@@ -4,7 +4,8 @@
 use serde_json::{Value, json};
 
 use crate::{
-    daemon::{CONNTRACK, MAPS, MEMORY},
+    changes::{CHANGES, REPLACED, WRITE},
+    daemon::{ALL_REPLACED, CONNTRACK, IN_FORCE, MAPS, MEMORY, PROCESS},
     report::Figure,
     tables::{BOTH, TABLES, subject},
 };
@@ -31,7 +32,12 @@ pub fn of(figures: &[Figure]) -> Vec<Value> {
             "MiB",
         )
     });
-    built.into_iter().chain(maps).collect()
+    let reloaded = find(PROCESS, ALL_REPLACED, IN_FORCE).map(|value| {
+        target("1,000 services x 100 backends, each with another: reloaded", value, 2_000.0, "ms")
+    });
+    let written = find(CHANGES, REPLACED, WRITE)
+        .map(|value| target("1,000 services x 100 backends, one replaced: written", value, 50.0, "ms"));
+    [built, maps, reloaded, written].into_iter().flatten().collect()
 }
 
 /// A target for people.
