@@ -2,10 +2,13 @@
 //! nothing.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::support::balancer::{Balancer, Files};
 use crate::support::config::{Service, service_name, services, tcp_before};
@@ -15,6 +18,7 @@ use crate::support::network::{
     Arms, BACKEND_PORT, Dual, Family, Network, VIP, VIP_PORT, WEB1, WEB2, dual, web,
 };
 
+const TEN_MEGABYTES: usize = 10_000_000;
 const PAIR: [(u8, u16); 2] = [(1, 1), (2, 1)];
 const OTHER_VIP: Dual = dual([203, 0, 113, 81], [0x2001, 0xdb8], 0x81);
 
@@ -43,6 +47,40 @@ fn a_wrong_file_changes_nothing() -> Result<()> {
     balancer.reconfigure(&good)?;
     let failure = balancer.status()?.reload_failure;
     ensure!(failure.is_none(), "still said to have failed: {failure:?}");
+    expect_undisturbed(&network, &mut flows)
+}
+
+#[test]
+fn a_file_that_cannot_be_a_configuration_is_refused_by_what_it_is() -> Result<()> {
+    let network = Network::new("reload-odd", Arms::Two)?;
+    let _echoes = start_pair(&network)?;
+    let good = tcp_before(&PAIR, &[]);
+    let balancer = Balancer::serve(&network, &good)?;
+    let mut flows = open_flows(&network)?;
+    let file = balancer.config();
+    let text = fs::read_to_string(file)?;
+
+    fs::remove_file(file)?;
+    mkfifo(file, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    balancer.reload()?.expect(2, &["foobar-lb.toml: error: not a regular file"])?;
+    fs::remove_file(file)?;
+    symlink("/dev/zero", file)?;
+    balancer.reload()?.expect(2, &["not a regular file"])?;
+    fs::remove_file(file)?;
+    fs::create_dir(file)?;
+    balancer.reload()?.expect(2, &["Is a directory"])?;
+    fs::remove_dir(file)?;
+    fs::File::create(file)?.set_len(1 << 40)?;
+    balancer.reload()?.expect(2, &["larger than 16 MiB"])?;
+    fs::write(file, b"# \xff\n")?;
+    balancer.reload()?.expect(2, &["foobar-lb.toml:1:3: error: not UTF-8"])?;
+    fs::write(file, "[[service]]\n".repeat(TEN_MEGABYTES / 12))?;
+    balancer.reload()?.expect(2, &["this service has no `name`", " more"])?;
+    expect_undisturbed(&network, &mut flows)?;
+
+    // Comments are no services, so this is as good as ever.
+    fs::write(file, text + &"# a comment\n".repeat(TEN_MEGABYTES / 12))?;
+    balancer.reload()?.expect(0, &["in force: 0 writes"])?;
     expect_undisturbed(&network, &mut flows)
 }
 
