@@ -108,7 +108,7 @@ fn a_port_that_a_killed_server_reset_gets_another_backend() -> Result<()> {
 }
 
 #[test]
-fn draining_the_last_backend_is_warned_of() -> Result<()> {
+fn draining_the_last_backend_must_be_forced() -> Result<()> {
     let network = Network::new("drain-last", Arms::Two)?;
     let _echoes = start_pair(&network)?;
     let balancer = Balancer::serve(&network, &tcp_before(&[(1, 1), (2, 1)], &[TRANSITION]))?;
@@ -117,7 +117,10 @@ fn draining_the_last_backend_is_warned_of() -> Result<()> {
     let mut flows = [("web1", open("web1")?), ("web2", open("web2")?)];
 
     balancer.backend(&["drain", "tcp-v4", "web1"])?.expect(0, &[])?;
-    let warned = balancer.backend(&["drain", "tcp-v4", "web2"])?;
+    let refused = balancer.backend(&["drain", "tcp-v4", "web2"])?;
+    refused.expect(1, &["leaves service `tcp-v4` without a backend", "new flows are dropped", "--force"])?;
+    expect_newcomers_at(&network.client, Protocol::Tcp, vip, &["web2"])?;
+    let warned = balancer.backend(&["drain", "tcp-v4", "web2", "--force"])?;
     warned.expect(0, &["warning: no backend of tcp-v4 is enabled", "new flows are dropped"])?;
     let before = balancer.counted("no_backend")?;
     let refused = connect(&network.client, vip, Duration::from_millis(500))?;

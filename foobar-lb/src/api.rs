@@ -3,6 +3,7 @@
 
 mod command;
 mod description;
+mod operator;
 mod plan;
 mod routes;
 mod socket;
@@ -13,12 +14,13 @@ use utoipa::ToSchema;
 
 pub use self::{
     command::*,
+    operator::{Operator, Peer},
     plan::{Change, Plan, PlannedBackend, PlannedService, Proposal, Turn},
-    routes::{openapi, routes},
+    routes::{Rights, openapi, routes},
     socket::{Error, Socket},
     status::*,
 };
-use crate::{config, start::chain};
+use crate::{config, start::chain, state::Unheard};
 
 /// A request that failed.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -28,12 +30,18 @@ pub struct Failure {
     /// The configuration is wrong, rather than what was asked impossible.
     #[serde(default)]
     pub invalid: bool,
+    /// What was named is not there.
+    #[serde(default)]
+    pub unknown: bool,
+    /// It is done with `force`.
+    #[serde(default)]
+    pub needs_force: bool,
 }
 
 impl Failure {
     /// What was asked cannot be done.
     pub fn new(error: String) -> Self {
-        Self { error, invalid: false }
+        Self { error, invalid: false, unknown: false, needs_force: false }
     }
 
     /// What was asked cannot be done for this reason.
@@ -43,6 +51,15 @@ impl Failure {
 
     /// The configuration is wrong.
     pub fn invalid(error: &config::Error) -> Self {
-        Self { error: error.to_string(), invalid: true }
+        Self { invalid: true, ..Self::new(error.to_string()) }
+    }
+
+    /// What was said was not taken in.
+    pub fn unheard(error: &Unheard) -> Self {
+        Self {
+            unknown: matches!(error, Unheard::Service { .. } | Unheard::Backend { .. }),
+            needs_force: matches!(error, Unheard::Last { .. }),
+            ..Self::new(error.to_string())
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     api,
     config::Config,
     daemon::{Daemon, Event},
+    keeper::Keeper,
     metrics,
     reload::{self, Reload},
     start::{self, Options, Settings},
@@ -60,6 +61,7 @@ pub async fn attach(
     let mut tasks = Tasks::new(sender.clone());
 
     let mut state = State::new(config.services.clone(), seed);
+    let keeper = Keeper::recall(config.daemon.state_path.clone(), &mut state);
     state.attached = start::render(&interfaces);
     tasks.watch_network(&state);
     wait_for_neighbours(&mut state, &mut events).await;
@@ -71,10 +73,12 @@ pub async fn attach(
     settings.ensure(&config, &names, options.set_sysctls, &locals)?;
     let mut bpf = start::load(&config, seed)?;
     let mode = options.mode;
-    let mut daemon = Daemon::new(state, tasks, Reload::new(config, options, settings, sender.clone()));
+    let reload = Reload::new(config, options, settings, sender.clone());
+    let mut daemon = Daemon::new(state, tasks, reload, keeper);
     daemon.fill(&mut bpf).map_err(Error::Fill)?;
     daemon.links = start::attach(&mut bpf, &interfaces, mode)?;
 
+    daemon.start_keeping(sender.clone());
     daemon.start_tasks(&mut bpf, reload::forward(reloads, sender.clone()));
     let last_answers = listeners.serve(sender, &mut daemon.tasks);
     daemon.balance(&mut bpf, events, shutdown).await;
@@ -94,7 +98,7 @@ struct Listeners {
 
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self, Error> {
-        let socket = api::Socket::bind(&config.daemon.socket).await?;
+        let socket = api::Socket::bind(&config.daemon).await?;
         let metrics = match config.metrics_listen {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,

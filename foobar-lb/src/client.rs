@@ -8,11 +8,14 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, Status, Word};
+use crate::api::{
+    Backend, Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, SayOfService, Status,
+};
 
 /// Why the daemon did not do what it was asked.
 #[derive(Debug, Error)]
@@ -37,9 +40,20 @@ pub enum Error {
     /// The answer is not of this version.
     #[error("the daemon's answer is not understood: is it of another version?")]
     Answer(#[from] serde_json::Error),
+    /// The socket is not for this user.
+    #[error(
+        "not permitted to use {}: be root, or a member of its group (`socket_group` in [daemon])", path.display()
+    )]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The daemon refused.
     #[error("{0}")]
     Refused(String),
+    /// The daemon does it when it is forced.
+    #[error("{0}")]
+    NeedsForce(String),
     /// The daemon found the configuration wrong.
     #[error("{0}")]
     Invalid(String),
@@ -55,10 +69,20 @@ pub async fn detach(socket: &Path, interfaces: Vec<String>) -> Result<Detached, 
     request(socket, Method::POST, "/v1/detach", &Detach { interfaces }).await
 }
 
+/// What the daemon says of one backend.
+pub async fn backend(socket: &Path, service: &str, backend: &str) -> Result<Backend, Error> {
+    let [service, backend] = [service, backend].map(|name| utf8_percent_encode(name, NON_ALPHANUMERIC));
+    request(socket, Method::GET, &format!("/v1/services/{service}/backends/{backend}"), &()).await
+}
+
 /// Says something of backends of a service.
-pub async fn say(socket: &Path, service: &str, backends: &[String], word: Word) -> Result<Heard, Error> {
-    let said = Say { service: service.to_owned(), backends: backends.to_vec(), word };
-    request(socket, Method::POST, "/v1/backends", &said).await
+pub async fn say(socket: &Path, said: &Say) -> Result<Heard, Error> {
+    request(socket, Method::POST, "/v1/backends", said).await
+}
+
+/// Says something of a service.
+pub async fn say_of_service(socket: &Path, said: &SayOfService) -> Result<Heard, Error> {
+    request(socket, Method::POST, "/v1/services", said).await
 }
 
 /// Has the configuration read again.
@@ -81,6 +105,7 @@ async fn request<T: DeserializeOwned>(
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             Error::NotRunning { path: socket.to_owned() }
         }
+        io::ErrorKind::PermissionDenied => Error::Denied { path: socket.to_owned() },
         _ => Error::Connect { path: socket.to_owned(), source },
     })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -90,7 +115,7 @@ async fn request<T: DeserializeOwned>(
         .header(header::HOST, "foobar-lb")
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))
-        .expect("method, path and headers are constants");
+        .expect("names in the path are encoded, and the rest are constants");
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -98,8 +123,12 @@ async fn request<T: DeserializeOwned>(
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        let Failure { error, invalid } = serde_json::from_slice(&body)?;
-        Err(if invalid { Error::Invalid(error) } else { Error::Refused(error) })
+        let failure: Failure = serde_json::from_slice(&body)?;
+        Err(match failure {
+            Failure { invalid: true, error, .. } => Error::Invalid(error),
+            Failure { needs_force: true, error, .. } => Error::NeedsForce(error),
+            Failure { error, .. } => Error::Refused(error),
+        })
     };
     tokio::pin!(exchange, connection);
     tokio::select! {

@@ -2,6 +2,8 @@
 //! events. After an event that changes something, and every second, `reconcile` brings the maps to what the state
 //! says.
 
+mod hear;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -18,6 +20,7 @@ use crate::{
     bpf::{self, Attach, Bpf, Link},
     health::Report,
     image::Image,
+    keeper::Keeper,
     model::Health,
     neighbour::View,
     plan,
@@ -48,8 +51,14 @@ pub enum Event {
     Status(Answer<api::Status>),
     /// The operator takes the data path off interfaces.
     Detach(api::Detach, Answer<api::Detached>),
+    /// Somebody wants to know of one backend, by the names of its service and of itself.
+    Backend(String, String, Answer<api::Backend>),
     /// The operator says something about backends.
-    Say(api::Say, Answer<api::Heard>),
+    Say(api::Say, api::Operator, Answer<api::Heard>),
+    /// The operator says something about a service.
+    SayOfService(api::SayOfService, api::Operator, Answer<api::Heard>),
+    /// The operator's words are on the disk, or why they are not.
+    Kept(Option<String>),
     /// Somebody wants to know what a configuration would change.
     Plan(api::Proposal, Answer<api::Plan>),
     /// The configuration is to be read again.
@@ -81,6 +90,7 @@ pub struct Daemon {
     state: State,
     current: Image,
     reload: Reload,
+    keeper: Keeper,
     failure: Option<String>,
     /// Writes to the maps since the start.
     written: u64,
@@ -110,7 +120,7 @@ enum Consequence {
 
 impl Daemon {
     /// The maps are empty, and nothing is attached.
-    pub fn new(state: State, tasks: Tasks, reload: Reload) -> Self {
+    pub fn new(state: State, tasks: Tasks, reload: Reload, keeper: Keeper) -> Self {
         let now = Instant::now();
         Self {
             state,
@@ -118,6 +128,7 @@ impl Daemon {
             links: BTreeMap::new(),
             tasks,
             reload,
+            keeper,
             failure: None,
             written: 0,
             stale: false,
@@ -136,6 +147,7 @@ impl Daemon {
         info!(services = self.state.services.len(), "balancing");
         self.follow_services();
         self.tasks.watch_configuration(self.reload.watched());
+        self.keep_words();
         self.tasks.run(reloads);
         if let Some(log) = bpf.follow_log() {
             self.tasks.run(log);
@@ -185,10 +197,22 @@ impl Daemon {
                 reply(answer, detached);
                 if ends { Consequence::End } else { Consequence::Reconcile }
             }
-            Event::Say(said, answer) => {
-                let heard = self.hear(&said);
-                self.reconcile(bpf);
-                reply(answer, self.unless_failed(heard));
+            Event::Backend(service, backend, answer) => {
+                reply(answer, self.backend_status(&service, &backend, bpf));
+                Consequence::Nothing
+            }
+            Event::Say(said, operator, answer) => {
+                let heard = self.hear(&said, &operator);
+                self.take_down(heard, answer, bpf);
+                Consequence::Nothing
+            }
+            Event::SayOfService(said, operator, answer) => {
+                let heard = self.hear_of_service(&said, &operator);
+                self.take_down(heard, answer, bpf);
+                Consequence::Nothing
+            }
+            Event::Kept(failure) => {
+                self.keeper.note(failure);
                 Consequence::Nothing
             }
             Event::Plan(proposal, answer) => {
@@ -214,6 +238,7 @@ impl Daemon {
     fn take_in_configuration(&mut self, read: Read, bpf: &mut Bpf) -> Result<api::Reloaded, api::Failure> {
         let mut reloaded = self.reload.apply(read, &mut self.state);
         if reloaded.is_ok() {
+            self.keep_words();
             self.count_anew();
             self.follow_services();
             self.tasks.watch_configuration(self.reload.watched());
@@ -230,28 +255,39 @@ impl Daemon {
 
     /// What is told is in force.
     fn status(&mut self, bpf: &mut Bpf) -> Result<api::Status, api::Failure> {
+        self.catch_up(bpf);
+        self.sources(bpf).gather(self.links.values()).map_err(api::Failure::of)
+    }
+
+    fn backend_status(
+        &mut self,
+        service: &str,
+        backend: &str,
+        bpf: &mut Bpf,
+    ) -> Result<api::Backend, api::Failure> {
+        self.catch_up(bpf);
+        let sources = self.sources(bpf);
+        let (service, position) =
+            sources.state.find(service, backend).map_err(|error| api::Failure::unheard(&error))?;
+        sources.gather_one(service, position).map_err(api::Failure::of)
+    }
+
+    fn catch_up(&mut self, bpf: &mut Bpf) {
         if self.stale {
             self.reconcile(bpf);
         }
-        let sources = status::Sources {
+    }
+
+    fn sources<'s>(&'s self, bpf: &'s Bpf) -> status::Sources<'s> {
+        status::Sources {
             state: &self.state,
             bpf,
             flows: self.flows.as_ref(),
             failure: self.failure.as_deref(),
+            keeper: &self.keeper,
             reload: &self.reload,
             started: self.started,
-        };
-        sources.gather(self.links.values()).map_err(api::Failure::of)
-    }
-
-    fn hear(&mut self, api::Say { service, backends, word }: &api::Say) -> Result<api::Heard, api::Failure> {
-        let warnings = self.state.say(service, backends, |said| word.on(said)).map_err(api::Failure::of)?;
-        self.count_anew();
-        for backend in backends {
-            info!(%service, %backend, "the operator says: {word}");
         }
-        warnings.iter().for_each(|warning| warn!("{warning}"));
-        Ok(api::Heard { warnings })
     }
 
     /// What was asked is in force, unless the maps could not be written.
@@ -331,7 +367,7 @@ impl Daemon {
 
     fn tick(&mut self, bpf: &mut Bpf) -> Consequence {
         let now = Instant::now();
-        let over = self.state.next_change().is_some_and(|change| change <= now);
+        let over = self.state.next_change().is_some_and(|change| change <= now) | self.let_words_lapse(now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
         let needed = self.state.needs_sweep() || self.flows.is_none();
         if !self.stale && self.failure.is_none() && needed && now >= self.next_sweep {
@@ -367,6 +403,7 @@ impl Daemon {
             Found::default()
         });
         if self.state.settle(&found) {
+            self.keep_words();
             self.follow_services();
         }
         self.flows = (found.whole && !is_old).then_some(found.flows);

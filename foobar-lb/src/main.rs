@@ -1,10 +1,13 @@
 //! The command line: parses the words, runs the daemon or asks it, and turns the outcome into an exit code.
 
+mod backend_command;
 mod decap_command;
+mod maintain_command;
 mod plan_command;
 mod reload_command;
 mod table;
 mod verify_command;
+mod waiting;
 
 use std::{
     io::IsTerminal,
@@ -13,16 +16,21 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use backend_command::{BackendCommand, ServiceCommand};
 use clap::{Parser, Subcommand, ValueEnum};
 use decap_command::Decap;
 use foobar_lb::{
-    api::{Weight, Word},
     attach,
     bpf::Mode,
     client,
-    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH, MAX_WEIGHT},
+    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
     start::{Options, saved_settings},
     sysctl::Sysctls,
+};
+use maintain_command::Maintain;
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
 };
 use plan_command::Plan;
 use reload_command::Reload;
@@ -114,9 +122,22 @@ enum Command {
     Plan(Plan),
     /// Take backends out of service or back in, or change their share.
     ///
-    /// It takes effect at once and counts more than the configuration, until `enable`, or until the daemon ends.
+    /// It takes effect at once and counts more than the configuration, until `enable`, or for as long as `--for` says. It
+    /// survives restarts of the daemon.
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// Take a service out or back in, whatever its backends are.
+    ///
+    /// It takes effect at once and counts more than the configuration, as with `backend`.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Drain a backend, run a command when it has no flows left, and enable it when it is up again.
+    ///
+    /// Refused unless enough of the service's other backends are up. If the command fails, or the backend is not found to be
+    /// up after it, it is left drained. Ctrl-C while flows are waited for enables it again; later, it leaves it drained.
+    /// Either says so.
+    #[command(override_usage = "foobar-lb maintain [OPTIONS] <SERVICE> <BACKEND> -- <COMMAND>...")]
+    Maintain(Maintain),
     /// Show services, backends, their health and traffic, and why packets were not forwarded.
     Status {
         /// Print everything as JSON.
@@ -125,45 +146,6 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
-}
-
-#[derive(Subcommand)]
-enum BackendCommand {
-    /// No new flows; known ones stay until they end, or the service's drain time is over.
-    ///
-    /// `foobar-lb status` shows how many are left. Flows that have sent nothing since the drain began cannot be
-    /// counted; it shows until when there may be any.
-    Drain(Backends),
-    /// No flows at all: the flows it has are sent to other backends, whose resets tell TCP clients at once.
-    Disable(Backends),
-    /// New flows again: takes back `drain` and `disable`, and a weight of 0 that was given here.
-    Enable(Backends),
-    /// Another share of new flows relative to its siblings; 0 drains.
-    Weight {
-        /// The service's name.
-        #[arg(value_name = "SERVICE")]
-        service: String,
-        /// The backend's name.
-        #[arg(value_name = "BACKEND")]
-        backend: String,
-        /// 0 to 1000.
-        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u16).range(..=i64::from(MAX_WEIGHT)))]
-        weight: u16,
-        #[command(flatten)]
-        socket: Socket,
-    },
-}
-
-#[derive(clap::Args)]
-struct Backends {
-    /// The service's name.
-    #[arg(value_name = "SERVICE")]
-    service: String,
-    /// The names of its backends: all are changed at once, or none.
-    #[arg(value_name = "BACKEND", required = true)]
-    backends: Vec<String>,
-    #[command(flatten)]
-    socket: Socket,
 }
 
 #[derive(clap::Args)]
@@ -249,6 +231,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Plan(plan) => plan.run().await,
         Command::Reload(reload) => reload.run().await,
         Command::Backend(command) => command.run().await,
+        Command::Service(command) => command.run().await,
+        Command::Maintain(maintain) => maintain.run().await,
         Command::Status { json, socket } => status(json, &socket_path(socket)).await,
     }
 }
@@ -341,23 +325,6 @@ fn check(file: &Path) -> ExitCode {
     }
 }
 
-impl BackendCommand {
-    async fn run(self) -> Result<ExitCode> {
-        let (Backends { service, backends, socket }, word) = match self {
-            Self::Drain(backends) => (backends, Word::Drain),
-            Self::Disable(backends) => (backends, Word::Disable),
-            Self::Enable(backends) => (backends, Word::Enable),
-            Self::Weight { service, backend, weight, socket } => {
-                (Backends { service, backends: vec![backend], socket }, Word::Weight(Weight(weight)))
-            }
-        };
-        let heard = client::say(&socket_path(socket), &service, &backends, word).await?;
-        println!("{} of {service}: {word}", backends.join(", "));
-        heard.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
 async fn status(json: bool, socket: &Path) -> Result<ExitCode> {
     let status = client::status(socket).await?;
     if json {
@@ -369,6 +336,12 @@ async fn status(json: bool, socket: &Path) -> Result<ExitCode> {
 }
 
 fn socket_path(socket: Socket) -> PathBuf {
-    let configured = || config::load(Path::new(DEFAULT_CONFIG)).ok().map(|config| config.daemon.socket);
-    socket.socket.or_else(configured).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    socket.socket.or_else(configured_socket).unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
+/// The one for reading only, for those who may not use the other.
+fn configured_socket() -> Option<PathBuf> {
+    let daemon = config::load(Path::new(DEFAULT_CONFIG)).ok()?.daemon;
+    let is_denied = access(&daemon.socket, AccessFlags::W_OK) == Err(Errno::EACCES);
+    daemon.read_only_socket.filter(|_| is_denied).or(Some(daemon.socket))
 }

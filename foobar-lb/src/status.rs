@@ -1,6 +1,6 @@
 //! What the daemon tells about itself: gathered from the state and the counters, in the words of the API.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, fmt::Display, time::Instant};
 
 use foobar_lb_ebpf::layout::NO_BACKEND;
 
@@ -8,9 +8,10 @@ use crate::{
     api,
     bpf::{self, Bpf, Link},
     image::Mac,
+    keeper::Keeper,
     model::{self, Place, WhenEmpty},
     reload::Reload,
-    state::{Backend, Drain, Service, Standing, State},
+    state::{Backend, Drain, Origin, Service, Standing, State},
     sweep::Flows,
 };
 
@@ -24,6 +25,8 @@ pub struct Sources<'s> {
     pub flows: Option<&'s BTreeMap<u32, Flows>>,
     /// Why the maps are not as they should be.
     pub failure: Option<&'s str>,
+    /// The operator's words.
+    pub keeper: &'s Keeper,
     /// The configuration in force.
     pub reload: &'s Reload,
     /// When the daemon started.
@@ -45,12 +48,22 @@ impl Sources<'_> {
             config_seconds: self.reload.loaded.elapsed().as_secs(),
             reload_failure: self.reload.failure.as_ref().map(|failure| failure.why.clone()),
             reload_failed_seconds: self.reload.failure.as_ref().map(|failure| failure.at.elapsed().as_secs()),
+            words_lost: self.keeper.lost.clone(),
+            words_unkept: self.keeper.failure.clone(),
             interfaces: links
                 .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
                 .collect(),
             services: services.collect::<Result<_, _>>()?,
             reasons: reasons.collect(),
         })
+    }
+
+    /// Gathers what is told of the backend at this position.
+    pub fn gather_one(&self, service: &Service, position: usize) -> Result<api::Backend, bpf::Error> {
+        let backend = &service.backends[position];
+        let gathered = self.gather_backend(backend, service.standings()[position])?;
+        let slots = service.table.owned().get(&backend.id).copied().unwrap_or(0);
+        Ok(api::Backend { slots, drain: self.gather_drain(backend, service), ..gathered })
     }
 
     fn gather_service(&self, service: &Service) -> Result<api::Service, bpf::Error> {
@@ -72,6 +85,7 @@ impl Sources<'_> {
             address: config.key.address.to_string(),
             protocol: config.key.protocol.to_string(),
             mode: service.config.mode.name().to_owned(),
+            disabled: service.disabled.as_ref().map(|origin| saying("disabled", origin)),
             slots: config.table_size,
             slots_unsettled: service.table.unsettled() as u32,
             slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),
@@ -103,11 +117,17 @@ impl Sources<'_> {
             address: Place(backend.config.address).to_string(),
             weight: backend.weight(),
             admin: backend.admin().to_string(),
+            admin_said: backend.word.admin.as_ref().map(|said| saying(said.what, &said.origin)),
+            weight_said: backend.word.weight.as_ref().map(|said| saying(said.what, &said.origin)),
+            admin_configured: backend.configured_admin().to_string(),
+            weight_configured: backend.config.weight,
             drain: None,
             repicked: backend.repicked + traffic.repicked,
             health: backend.health().to_string(),
             reason: backend.reason(),
             since_seconds: report.map(|report| report.since.elapsed().as_secs()),
+            checked: backend.is_checked(),
+            successes: backend.successes,
             latency_ms: report.and_then(|report| report.latency).map(|latency| latency.as_secs_f64() * 1e3),
             transitions: report.map_or(0, |report| report.transitions),
             eligible: standing.eligible,
@@ -136,4 +156,9 @@ impl Sources<'_> {
             over,
         })
     }
+}
+
+fn saying(word: impl Display, Origin { by, at, until }: &Origin) -> api::Saying {
+    let until = until.map(|until| until.to_string());
+    api::Saying { word: word.to_string(), by: by.clone(), at: at.to_string(), until }
 }

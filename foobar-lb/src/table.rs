@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use foobar_lb::api::{Backend, Drain, Service, Status};
-use jiff::{SignedDuration, Zoned};
+use foobar_lb::api::{Backend, Drain, Saying, Service, Status};
+use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 
 /// The status as text, each service with its backends, then the reasons that occurred.
 pub fn render(status: &Status) -> String {
@@ -26,6 +26,14 @@ pub fn render(status: &Status) -> String {
         writeln!(text, "NOT RELOADED{ago}, the configuration from before is in force: {failure}")
             .expect("a string can be written to");
     }
+    if let Some(why) = &status.words_lost {
+        writeln!(text, "FORGOTTEN is what was said of backends and services before this start: {why}")
+            .expect("a string can be written to");
+    }
+    if let Some(why) = &status.words_unkept {
+        writeln!(text, "NOT KEPT for the next start is what is said of backends and services: {why}")
+            .expect("a string can be written to");
+    }
     for service in &status.services {
         text.push('\n');
         text.push_str(&render_service(service));
@@ -37,6 +45,9 @@ pub fn render(status: &Status) -> String {
 fn render_service(service: &Service) -> String {
     let Service { name, protocol, address, mode, slots_unsettled, fails_open, when_empty, .. } = service;
     let mut notes = String::new();
+    if let Some(saying) = &service.disabled {
+        write!(notes, ", DISABLED by {}", source(saying)).expect("a string can be written to");
+    }
     if *fails_open {
         notes.push_str(", NO BACKEND ELIGIBLE: new flows go to all that are enabled");
     } else if !service.backends.iter().any(|backend| backend.eligible) {
@@ -65,12 +76,41 @@ fn render_service(service: &Service) -> String {
         ]);
     }
     align_right(&mut table, 5..=8);
+    let words: String = service.backends.iter().map(render_words).collect();
     let drains: String = service.backends.iter().filter_map(render_drain).collect();
-    format!("{name}  {protocol} {address}  {mode}{notes}\n{table}\n{drains}")
+    format!("{name}  {protocol} {address}  {mode}{notes}\n{table}\n{words}{drains}")
+}
+
+/// `web1: draining said by alice (uid 1000) at 14:05, until 14:35; the configuration says enabled`
+fn render_words(backend: &Backend) -> String {
+    let Backend { name, admin_configured, weight_configured, .. } = backend;
+    let admin =
+        backend.admin_said.as_ref().map(|saying| (saying.word.clone(), saying, admin_configured.clone()));
+    let weight = backend.weight_said.as_ref();
+    let weight = weight
+        .map(|saying| (format!("weight {}", saying.word), saying, format!("weight {weight_configured}")));
+    let line = |(word, saying, configured): (String, &Saying, String)| {
+        format!("{name}: {word} said by {}; the configuration says {configured}\n", source(saying))
+    };
+    admin.into_iter().chain(weight).map(line).collect()
+}
+
+/// `alice (uid 1000) at 14:05, until 14:35`
+fn source(saying: &Saying) -> String {
+    let until = saying.until.as_deref().map_or_else(String::new, |until| format!(", until {}", local(until)));
+    format!("{} at {}{until}", saying.by, local(&saying.at))
+}
+
+/// A time (RFC 3339) as the clock on the wall says it, with the date if it is not today's.
+pub fn local(time: &str) -> String {
+    let Ok(time) = time.parse::<Timestamp>() else { return time.to_owned() };
+    let time = time.to_zoned(TimeZone::system());
+    time.strftime(if time.date() == Zoned::now().date() { "%H:%M:%S" } else { "%Y-%m-%d %H:%M:%S" })
+        .to_string()
 }
 
 /// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.
-fn render_drain(backend: &Backend) -> Option<String> {
+pub fn render_drain(backend: &Backend) -> Option<String> {
     let Drain { seen, closing, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
     let Backend { name, admin, repicked, eligible, .. } = backend;
     if *eligible {

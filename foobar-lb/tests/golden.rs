@@ -26,7 +26,7 @@ use foobar_lb::{
     image::Image,
     model::{Down, Health},
     neighbour::{Link, NextHop, View, Vlan},
-    state::{Backend, Room, Service, State},
+    state::{Backend, Origin, Room, Service, State},
     sweep::{Found, GRACE},
 };
 use foobar_lb_ebpf::layout::Interface;
@@ -128,7 +128,7 @@ impl Teller {
     fn say(&mut self, word: Word, service: &str, backends: &[&str]) -> String {
         self.render();
         let backends: Vec<String> = backends.iter().map(|&backend| backend.to_owned()).collect();
-        let answer = match self.state.say(service, &backends, |said| word.on(said)) {
+        let answer = match self.state.say(service, &backends, |said| word.on(said, &Origin::default())) {
             Ok(warnings) => warnings.into_iter().map(|warning| format!("warning: {warning}\n")).collect(),
             Err(error) => format!("error: {error}\n"),
         };

@@ -11,13 +11,14 @@ use std::sync::{
 use axum::{
     Router,
     body::{Body, to_bytes},
+    extract::connect_info::MockConnectInfo,
     http::{Method, Request, StatusCode, header},
 };
-use foobar_lb::api;
+use foobar_lb::api::{self, Rights};
 use jsonschema::Validator;
 use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 use serde_json::{Map, Value, json};
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc};
 use tower::ServiceExt;
 
 /// What the daemon would do with an answer is of no interest here.
@@ -28,7 +29,7 @@ fn what_is_described_is_there_and_takes_no_other_method() {
     let door = Door::new();
     let operations = operations();
     let described: Vec<&str> = operations.iter().map(|operation| operation.path.as_str()).collect();
-    for path in ["/v1/status", "/v1/detach", "/v1/backends", "/v1/reload"] {
+    for path in ["/v1/status", "/v1/detach", "/v1/backends", "/v1/services", "/v1/reload"] {
         assert!(described.contains(&path), "{path} is not described");
     }
     for operation in &operations {
@@ -94,6 +95,21 @@ fn a_body_that_is_not_what_it_should_be_is_refused_in_words() {
     assert_eq!(door.count(), 0, "the daemon heard of it");
 }
 
+#[test]
+fn where_only_reading_is_allowed_nothing_is_changed() {
+    let door = Door::with(Rights::Read);
+    let reads = ["/v1/status", "/v1/services/www/backends/web1", "/v1/plan"];
+    for operation in operations() {
+        let answer = door.knock(operation.method, &operation.path, b"{}", "application/json");
+        assert_eq!(
+            answer.code == StatusCode::FORBIDDEN,
+            !reads.contains(&operation.path.as_str()),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(door.count(), 2, "what changes something got through");
+}
+
 /// The description and what reads requests agree on every one: what is valid gets through, and nothing else does.
 #[test]
 fn what_is_valid_gets_through_and_nothing_else() {
@@ -145,7 +161,14 @@ struct Door {
 
 impl Door {
     fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
+        Self::with(Rights::Change)
+    }
+
+    fn with(rights: Rights) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime starts");
+        let ends = runtime.block_on(async { UnixStream::pair() }).expect("a socket is made");
+        let peer = MockConnectInfo(api::Peer::of(&ends.0));
         let (events, mut coming) = mpsc::channel(1);
         let heard = Arc::<AtomicUsize>::default();
         let count = heard.clone();
@@ -155,7 +178,7 @@ impl Door {
                 drop(event);
             }
         });
-        Self { runtime, routes: api::routes(events), heard }
+        Self { runtime, routes: api::routes(events, rights).layer(peer), heard }
     }
 
     /// How many requests got through so far.
@@ -209,7 +232,8 @@ fn operations() -> Vec<Operation> {
     let description = description();
     let paths = description["paths"].as_object().expect("there are paths");
     let operation = |path: &String, method: &String, operation: &Value| Operation {
-        path: path.clone(),
+        // Names are part of the path of some.
+        path: path.replace("{service}", "www").replace("{backend}", "web1"),
         method: method.to_uppercase().parse().expect("it is a method"),
         body: operation.pointer("/requestBody/content/application~1json/schema").cloned(),
     };

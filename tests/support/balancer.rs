@@ -145,8 +145,28 @@ impl Balancer {
         Ok(ending.output)
     }
 
+    /// A command to the running daemon, in the background.
+    pub fn start(&self, name: &str, words: &[&str]) -> Result<Process> {
+        let (binary, socket) = (binary()?, self.socket.display().to_string());
+        // Options come before what stands behind `--`.
+        let (words, rest) =
+            words.split_at(words.iter().position(|&word| word == "--").unwrap_or(words.len()));
+        let all = [&[binary.as_str()], words, &["--socket", &socket], rest].concat();
+        self.namespace.start(&format!("{}-{name}", self.namespace.name()), all)
+    }
+
+    /// The socket of commands.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Where it keeps what outlives it.
+    pub fn state_path(&self) -> PathBuf {
+        self.config.with_file_name("state")
+    }
+
     /// A command to the running daemon, and how that ended.
-    fn command(&self, words: &[&str]) -> Result<Ending> {
+    pub fn command(&self, words: &[&str]) -> Result<Ending> {
         let mut command = foobar_lb(&self.namespace)?;
         command.args(words).arg("--socket").arg(&self.socket);
         Ok(command.output()?.into())
@@ -279,6 +299,8 @@ pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
 /// The part of `foobar-lb status --json` that the stories look at.
 #[derive(Debug, Deserialize)]
 pub struct Status {
+    pub words_lost: Option<String>,
+    pub words_unkept: Option<String>,
     pub reload_failure: Option<String>,
     pub reload_failed_seconds: Option<u64>,
     pub interfaces: Vec<Interface>,
@@ -338,6 +360,9 @@ impl Service {
 pub struct Backend {
     pub name: String,
     pub admin: String,
+    pub admin_said: Option<Saying>,
+    pub weight_said: Option<Saying>,
+    pub admin_configured: String,
     pub health: String,
     pub eligible: bool,
     pub drain: Option<Drain>,
@@ -355,6 +380,14 @@ impl Backend {
     fn serves(&self) -> bool {
         self.eligible && self.health == "up" && self.next_hop.is_some()
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Saying {
+    pub word: String,
+    pub by: String,
+    pub at: String,
+    pub until: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -13,7 +13,7 @@ use foobar_lb::{
     model::{self, Health, Remember},
     neighbour::{Link, NextHop, View},
     plan,
-    state::{Room, State},
+    state::{Origin, Room, State},
     sweep::Broom,
 };
 use foobar_lb_ebpf::{
@@ -140,7 +140,7 @@ impl Balancer {
             }
             What::Say(word) => {
                 let names: Vec<String> = backends.iter().map(|backend| name(*backend)).collect();
-                self.state.say(SERVICE, &names, |said| word.on(said))?;
+                self.state.say(SERVICE, &names, |said| word.on(said, &Origin::default()))?;
             }
             What::Health(health) => self.observe_health(backends, *health),
         }

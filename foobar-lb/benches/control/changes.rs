@@ -12,7 +12,7 @@ use foobar_lb::{
     model::{Admin, Backend, Health},
     neighbour::{Link, NextHop, View},
     plan::{self, Step},
-    state::{Room, State, Word},
+    state::{Origin, Room, Said, State, Word},
 };
 use foobar_lb_ebpf::layout::Interface;
 
@@ -58,7 +58,8 @@ pub fn measure(report: &mut Report, rounds: u32) -> Result<()> {
         for (subject, admin) in
             [("an operator disables a backend", Some(Admin::Disabled)), ("and enables it", None)]
         {
-            let word = |said: Word| Word { admin, ..said };
+            let admin = admin.map(|what| Said { what, origin: Origin::default() });
+            let word = |said: Word| Word { admin: admin.clone(), ..said };
             control.state.say(&Configuration::name(7), &["b0".to_owned()], word)?;
             control.reconcile(report, subject)?;
         }

@@ -1,6 +1,6 @@
 //! What the daemon is told to do, and what it answers. It is done elsewhere.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::{
@@ -8,7 +8,11 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
-use crate::{config::MAX_WEIGHT, model::Admin, state};
+use crate::{
+    config::MAX_WEIGHT,
+    model::Admin,
+    state::{self, Origin, Said},
+};
 
 /// `POST /v1/detach`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -37,6 +41,39 @@ pub struct Say {
     pub backends: Vec<String>,
     /// What is said.
     pub word: Word,
+    /// The word lapses after so long; without, it counts until it is taken back.
+    #[serde(default)]
+    pub for_seconds: Option<Period>,
+    /// Refuse it unless so many of the service's other backends are enabled and up.
+    #[serde(default)]
+    #[schema(maximum = 4_294_967_295_u64)]
+    pub min_up: Option<u32>,
+    /// Do it also if no backend is left that is enabled and up.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `POST /v1/services`: the operator says something of a service.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SayOfService {
+    /// Its name.
+    pub service: String,
+    /// What is said.
+    pub word: ServiceWord,
+    /// The word lapses after so long; without, it counts until it is taken back.
+    #[serde(default)]
+    pub for_seconds: Option<Period>,
+}
+
+/// The operator's word about a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceWord {
+    /// It is there again.
+    Enable,
+    /// Its packets are treated as if the configuration did not have it.
+    Disable,
 }
 
 /// The operator's word.
@@ -67,6 +104,40 @@ impl TryFrom<u16> for Weight {
     }
 }
 
+/// How long a word counts, in seconds, ten years at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Period(u64);
+
+impl Period {
+    const MAX: u64 = 10 * 365 * 86_400;
+
+    /// The same as a duration.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+}
+
+impl TryFrom<u64> for Period {
+    type Error = String;
+
+    fn try_from(seconds: u64) -> Result<Self, String> {
+        let is_valid = (1..=Self::MAX).contains(&seconds);
+        is_valid
+            .then_some(Self(seconds))
+            .ok_or(format!("{seconds} seconds are out of range: 1 to {}", Self::MAX))
+    }
+}
+
+impl PartialSchema for Period {
+    fn schema() -> RefOr<Schema> {
+        let integer = ObjectBuilder::new().schema_type(Type::Integer);
+        integer.minimum(Some(1)).maximum(Some(Self::MAX)).build().into()
+    }
+}
+
+impl ToSchema for Period {}
+
 impl PartialSchema for Weight {
     fn schema() -> RefOr<Schema> {
         let integer = ObjectBuilder::new().schema_type(Type::Integer);
@@ -78,12 +149,15 @@ impl ToSchema for Weight {}
 
 impl Word {
     /// What is then said of a backend of which `said` was said before.
-    pub fn on(self, said: state::Word) -> state::Word {
+    pub fn on(self, said: state::Word, origin: &Origin) -> state::Word {
+        let admin = |what| Some(Said { what, origin: origin.clone() });
         match self {
-            Self::Enable => state::Word { admin: None, weight: said.weight.filter(|weight| *weight > 0) },
-            Self::Drain => state::Word { admin: Some(Admin::Draining), ..said },
-            Self::Disable => state::Word { admin: Some(Admin::Disabled), ..said },
-            Self::Weight(Weight(weight)) => state::Word { weight: Some(weight), ..said },
+            Self::Enable => state::Word { admin: None, weight: said.weight.filter(|weight| weight.what > 0) },
+            Self::Drain => state::Word { admin: admin(Admin::Draining), ..said },
+            Self::Disable => state::Word { admin: admin(Admin::Disabled), ..said },
+            Self::Weight(Weight(what)) => {
+                state::Word { weight: Some(Said { what, origin: origin.clone() }), ..said }
+            }
         }
     }
 }
@@ -99,9 +173,14 @@ impl fmt::Display for Word {
     }
 }
 
-/// The answer to [`Say`].
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+/// The answer to [`Say`] and [`SayOfService`]: it counts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Heard {
+    /// It is on the disk, and will count after a restart of the daemon, too. Else a warning says why not.
+    pub kept: bool,
+    /// When it lapses, if it does (RFC 3339).
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
     /// Consequences that may not be meant.
     pub warnings: Vec<String>,
 }

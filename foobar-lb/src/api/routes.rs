@@ -5,7 +5,7 @@ use std::{fmt, marker::PhantomData};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequest, Request, State},
+    extract::{DefaultBodyLimit, FromRequest, Path, Request, State},
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::get,
@@ -19,7 +19,8 @@ use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, Status,
+    Backend, Detach, Detached, Failure, Heard, Operator, Plan, Proposal, Reload, Reloaded, Say, SayOfService,
+    Status,
     description::{Description, complete},
 };
 use crate::{
@@ -32,8 +33,24 @@ const DESCRIPTION: &str = "/v1/openapi.json";
 /// No request is longer, in bytes: JSON may take two for one of the largest configuration.
 const LONGEST: usize = 2 * config::MAX_FILE as usize + 4096;
 
+/// What may be asked for at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// What changes nothing.
+    Read,
+    /// Everything.
+    Change,
+}
+
+/// What every route has at hand.
+#[derive(Clone)]
+pub(super) struct Api {
+    events: mpsc::Sender<Event>,
+    pub(super) rights: Rights,
+}
+
 /// All routes, answered by whoever receives `events`.
-pub fn routes(events: mpsc::Sender<Event>) -> Router {
+pub fn routes(events: mpsc::Sender<Event>, rights: Rights) -> Router {
     let (routes, description) = described().split_for_parts();
     let description = Json(complete(description));
     routes
@@ -41,7 +58,7 @@ pub fn routes(events: mpsc::Sender<Event>) -> Router {
         .fallback(refuse_path)
         .method_not_allowed_fallback(refuse_method)
         .layer(DefaultBodyLimit::max(LONGEST))
-        .with_state(events)
+        .with_state(Api { events, rights })
 }
 
 /// The description of the routes.
@@ -49,62 +66,100 @@ pub fn openapi() -> OpenApi {
     complete(described().into_openapi())
 }
 
-fn described() -> OpenApiRouter<mpsc::Sender<Event>> {
+fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
+        .routes(routes!(backend))
         .routes(routes!(detach))
         .routes(routes!(say))
+        .routes(routes!(say_of_service))
         .routes(routes!(plan))
         .routes(routes!(reload))
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
-type Events = State<mpsc::Sender<Event>>;
 
 /// What the daemon says of itself.
 #[utoipa::path(get, path = "/v1/status", responses((status = OK, body = Status)))]
-async fn status(State(events): Events) -> Answer<Status> {
-    ask(events, Event::Status).await
+async fn status(State(api): State<Api>) -> Answer<Status> {
+    api.ask(Event::Status).await
+}
+
+/// What the daemon says of one backend.
+#[utoipa::path(
+    get,
+    path = "/v1/services/{service}/backends/{backend}",
+    params(
+        ("service" = String, Path, description = "Name of the service."),
+        ("backend" = String, Path, description = "Name of the backend.")
+    ),
+    responses((status = OK, body = Backend))
+)]
+async fn backend(
+    State(api): State<Api>,
+    Path((service, backend)): Path<(String, String)>,
+) -> Answer<Backend> {
+    api.ask(|answer| Event::Backend(service, backend, answer)).await
 }
 
 /// Takes the data path off interfaces.
 #[utoipa::path(post, path = "/v1/detach", request_body = Detach, responses((status = OK, body = Detached)))]
-async fn detach(State(events): Events, Body(request): Body<Detach>) -> Answer<Detached> {
-    ask(events, |answer| Event::Detach(request, answer)).await
+async fn detach(State(api): State<Api>, _: Operator, Body(request): Body<Detach>) -> Answer<Detached> {
+    api.ask(|answer| Event::Detach(request, answer)).await
 }
 
 /// The operator says something of backends of a service.
 #[utoipa::path(post, path = "/v1/backends", request_body = Say, responses((status = OK, body = Heard)))]
-async fn say(State(events): Events, Body(request): Body<Say>) -> Answer<Heard> {
-    ask(events, |answer| Event::Say(request, answer)).await
+async fn say(State(api): State<Api>, operator: Operator, Body(request): Body<Say>) -> Answer<Heard> {
+    api.ask(|answer| Event::Say(request, operator, answer)).await
+}
+
+/// The operator says something of a service.
+#[utoipa::path(post, path = "/v1/services", request_body = SayOfService, responses((status = OK, body = Heard)))]
+async fn say_of_service(
+    State(api): State<Api>,
+    operator: Operator,
+    Body(request): Body<SayOfService>,
+) -> Answer<Heard> {
+    api.ask(|answer| Event::SayOfService(request, operator, answer)).await
 }
 
 /// What a configuration would change.
 #[utoipa::path(post, path = "/v1/plan", request_body = Proposal, responses((status = OK, body = Plan)))]
-async fn plan(State(events): Events, Body(proposal): Body<Proposal>) -> Answer<Plan> {
-    ask(events, |answer| Event::Plan(proposal, answer)).await
+async fn plan(State(api): State<Api>, Body(proposal): Body<Proposal>) -> Answer<Plan> {
+    api.ask(|answer| Event::Plan(proposal, answer)).await
 }
 
 /// Reads the configuration again.
 #[utoipa::path(post, path = "/v1/reload", request_body = Reload, responses((status = OK, body = Reloaded)))]
-async fn reload(State(events): Events, Body(request): Body<Reload>) -> Answer<Reloaded> {
-    ask(events, |answer| Event::Reload(request, Some(answer))).await
+async fn reload(State(api): State<Api>, _: Operator, Body(request): Body<Reload>) -> Answer<Reloaded> {
+    api.ask(|answer| Event::Reload(request, Some(answer))).await
 }
 
-async fn ask<T>(events: mpsc::Sender<Event>, event: impl FnOnce(daemon::Answer<T>) -> Event) -> Answer<T> {
-    let (answer, answered) = oneshot::channel();
-    let ending = || Refusal(StatusCode::SERVICE_UNAVAILABLE, Failure::new("the daemon is ending".to_owned()));
-    events.send(event(answer)).await.map_err(|_| ending())?;
-    match answered.await {
-        Ok(Ok(value)) => Ok(Json(value)),
-        Ok(Err(failure)) if failure.invalid => Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, failure)),
-        Ok(Err(failure)) => Err(Refusal(StatusCode::CONFLICT, failure)),
-        Err(_) => Err(ending()),
+impl Api {
+    async fn ask<T>(self, event: impl FnOnce(daemon::Answer<T>) -> Event) -> Answer<T> {
+        let (answer, answered) = oneshot::channel();
+        let ending =
+            || Refusal(StatusCode::SERVICE_UNAVAILABLE, Failure::new("the daemon is ending".to_owned()));
+        self.events.send(event(answer)).await.map_err(|_| ending())?;
+        match answered.await {
+            Ok(Ok(value)) => Ok(Json(value)),
+            Ok(Err(failure)) => Err(Refusal(code(&failure), failure)),
+            Err(_) => Err(ending()),
+        }
+    }
+}
+
+fn code(failure: &Failure) -> StatusCode {
+    match failure {
+        Failure { invalid: true, .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        Failure { unknown: true, .. } => StatusCode::NOT_FOUND,
+        _ => StatusCode::CONFLICT,
     }
 }
 
 /// A request that was not granted.
-struct Refusal(StatusCode, Failure);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) Failure);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {

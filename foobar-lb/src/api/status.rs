@@ -21,6 +21,10 @@ pub struct Status {
     /// How long ago that was.
     #[serde(default)]
     pub reload_failed_seconds: Option<u64>,
+    /// Why what was said of backends and services before this daemon started does not count any more; absent if it does.
+    pub words_lost: Option<String>,
+    /// Why what is said would not outlive this daemon; absent if it would.
+    pub words_unkept: Option<String>,
     /// Where the data path is attached.
     pub interfaces: Vec<Interface>,
     /// In the order of the configuration.
@@ -49,6 +53,8 @@ pub struct Service {
     pub protocol: String,
     /// How packets reach the backends: `nat`, `dsr`, `tunnel` or `snat`.
     pub mode: String,
+    /// That the operator has disabled it; absent unless that was said.
+    pub disabled: Option<Saying>,
     /// Slots of its table.
     pub slots: u32,
     /// Slots in which remembered flows count.
@@ -87,8 +93,17 @@ pub struct Backend {
     pub address: String,
     /// Its share of new flows: as the operator said, else as configured.
     pub weight: u16,
-    /// `enabled`, `draining`, `disabled`, or `removed` when the configuration has it no more.
+    /// `enabled`, `draining`, `disabled`, or `removed` when the configuration has it no more: what counts of the
+    /// operator's word and the configuration.
     pub admin: String,
+    /// What of that the operator said while the daemon ran, `draining` or `disabled`; absent unless one of them was.
+    pub admin_said: Option<Saying>,
+    /// That he said its weight; absent unless he did.
+    pub weight_said: Option<Saying>,
+    /// What the configuration says by itself: `enabled`, `draining` (a weight of 0) or `removed`.
+    pub admin_configured: String,
+    /// The weight that the configuration says.
+    pub weight_configured: u16,
     /// How its flows leave it; absent unless it is draining or removed.
     pub drain: Option<Drain>,
     /// Remembered flows that had to leave it while they were alive.
@@ -99,6 +114,10 @@ pub struct Backend {
     pub reason: String,
     /// How long its health has been what it is; absent before the first probe.
     pub since_seconds: Option<u64>,
+    /// Whether its health is measured.
+    pub checked: bool,
+    /// How many of its probes have succeeded since the last that did not.
+    pub successes: u64,
     /// How long the last successful probe took, in milliseconds.
     pub latency_ms: Option<f64>,
     /// How often its health has changed.
@@ -119,6 +138,21 @@ pub struct Backend {
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
+}
+
+/// Something that the operator said while the daemon ran, which counts more than the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Saying {
+    /// What.
+    pub word: String,
+    /// By whom.
+    pub by: String,
+    /// When (RFC 3339).
+    #[schema(format = DateTime)]
+    pub at: String,
+    /// When it lapses, if it does (RFC 3339).
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
 }
 
 /// A drain under way.

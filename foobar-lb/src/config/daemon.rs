@@ -62,6 +62,10 @@ const MAX_SOCKET_PATH: usize = 107;
 pub struct Daemon {
     /// The Unix socket of commands and API.
     pub socket: PathBuf,
+    /// The group whose members may use it, beside root; that of the daemon's process if absent.
+    pub socket_group: Option<String>,
+    /// A socket at which everybody may read and nobody change anything.
+    pub read_only_socket: Option<PathBuf>,
     /// The directory of what outlives a reboot.
     pub state_path: PathBuf,
     /// The directory of bpffs that holds maps and links.
@@ -96,6 +100,8 @@ impl Daemon {
 pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Option<Daemon> {
     let shape::Daemon {
         socket,
+        socket_group,
+        read_only_socket,
         state_path,
         pin_path,
         seed,
@@ -109,6 +115,15 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
         watch,
     } = section;
     let socket = problems.read_or(socket, DEFAULT_SOCKET.into(), socket_path);
+    let socket_group = problems.read_or(socket_group, None, |name| group_name(name).map(Some));
+    let read_only_place = read_only_socket.as_ref().map(Spanned::span);
+    let read_only_socket = problems.read_or(read_only_socket, None, |text| socket_path(text).map(Some));
+    if let (Some(place), Some(Some(path)), Some(other)) = (read_only_place, &read_only_socket, &socket)
+        && path == other
+    {
+        let message = "this is the socket at which everything can be changed, too";
+        problems.error(Problem::new(place, message.to_owned()).help("another path than that of `socket`"));
+    }
     let state_path = problems.read_or(state_path, DEFAULT_STATE_PATH.into(), values::path);
     let pin_path = problems.read_or(pin_path, DEFAULT_PIN_PATH.into(), values::path);
     let seed = problems.read_or(seed, None, |text| values::seed(text).map(Some));
@@ -125,6 +140,8 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
     let max_moved = problems.read_or(max_moved, None, |text| values::share(text).map(Some));
     Some(Daemon {
         socket: socket?,
+        socket_group: socket_group?,
+        read_only_socket: read_only_socket?,
         state_path: state_path?,
         pin_path: pin_path?,
         seed: seed?,
@@ -142,6 +159,17 @@ pub(super) fn validate(section: shape::Daemon, problems: &mut Problems) -> Optio
 pub(super) fn validate_metrics(section: shape::Metrics, problems: &mut Problems) -> Option<SocketAddr> {
     let shape::Metrics { listen } = section;
     problems.read_or(listen, DEFAULT_METRICS_LISTEN, values::listen_address)
+}
+
+fn group_name(text: &str) -> Result<String, Fault> {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':';
+    if text.is_empty() || text.contains(odd) {
+        return Err(Fault::new(
+            "this is not the name of a group",
+            "a name as in /etc/group, such as \"adm\"",
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, Fault> {

@@ -38,6 +38,8 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct Daemon {
     pub(super) socket: Text,
+    pub(super) socket_group: Text,
+    pub(super) read_only_socket: Text,
     pub(super) state_path: Text,
     pub(super) pin_path: Text,
     pub(super) seed: Text,

@@ -30,7 +30,7 @@ pub use self::{
     obstacle::Obstacle,
     preview::{Moves, Preview, TooMuch},
     services::{Refusal, Room},
-    word::Unheard,
+    word::{Origin, Said, Terms, Unheard, Words},
 };
 use crate::{
     health::{self, Report},
@@ -75,6 +75,8 @@ pub struct Service {
     /// Since the start some backend has not been measured yet. Those that have not take new flows until they
     /// are: if they gave them to the first that answers, most slots would move and move back.
     cold_start: bool,
+    /// Who disabled it, if it is.
+    pub disabled: Option<Origin>,
     /// The number of its lists, that of direct clients and that of server ids; 0: it has none.
     list: u32,
 }
@@ -90,6 +92,8 @@ pub struct Backend {
     pub word: Word,
     /// The last that its health check said.
     pub report: Option<Report>,
+    /// How many of its probes have succeeded since the last that did not.
+    pub successes: u64,
     /// Where its packets go.
     pub next_hop: Option<neighbour::NextHop>,
     /// Why they cannot go there.
@@ -106,12 +110,12 @@ pub struct Backend {
 }
 
 /// The operator's word about a backend, which counts more than the configuration's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
     /// Draining or disabled, if one of them was said.
-    pub admin: Option<Admin>,
+    pub admin: Option<Said<Admin>>,
     /// Its weight, if one was said.
-    pub weight: Option<u16>,
+    pub weight: Option<Said<u16>>,
 }
 
 /// A drain under way.
@@ -137,7 +141,7 @@ pub struct Standing {
 impl Backend {
     /// The operator's word, else the configuration's; a weight of 0 drains.
     pub fn admin(&self) -> Admin {
-        match self.word.admin {
+        match self.word.admin.as_ref().map(|said| said.what) {
             Some(Admin::Disabled) => Admin::Disabled,
             _ if self.removed => Admin::Removed,
             Some(admin) => admin,
@@ -146,9 +150,23 @@ impl Backend {
         }
     }
 
+    /// What the configuration says: that it is there, and not with a weight of 0.
+    pub fn configured_admin(&self) -> Admin {
+        match (self.removed, self.config.weight) {
+            (true, _) => Admin::Removed,
+            (false, 0) => Admin::Draining,
+            (false, _) => Admin::Enabled,
+        }
+    }
+
     /// Its share of new flows relative to its siblings.
     pub fn weight(&self) -> u16 {
-        self.word.weight.unwrap_or(self.config.weight)
+        self.word.weight.as_ref().map_or(self.config.weight, |said| said.what)
+    }
+
+    /// Whether its health is measured.
+    pub fn is_checked(&self) -> bool {
+        self.health_kind != health::Kind::None
     }
 
     /// Its health. One that is not checked is as well as its next hop; one that was never reachable is silent, as is
@@ -232,6 +250,11 @@ impl Service {
         self.backends.iter().filter(|backend| !backend.removed).all(Backend::is_unmeasured)
     }
 
+    /// Whether new flows go to a backend because it is eligible, not because none is.
+    fn has_eligible(&self) -> bool {
+        self.backends.iter().any(|backend| backend.eligibility(self.cold_start).new_flows)
+    }
+
     /// Whether new flows are spread over backends that are not eligible, for want of any that is.
     pub fn fails_open(&self) -> bool {
         let eligible = |backend: &Backend| {
@@ -311,7 +334,9 @@ impl State {
         let service = self.services.iter_mut().find(|service| service.config.key == report.target.service)?;
         let position =
             service.backends.iter().position(|backend| backend.config.address == report.target.backend)?;
-        service.backends[position].report = Some(report);
+        let backend = &mut service.backends[position];
+        backend.successes = report.latency.map_or(0, |_| backend.successes + 1);
+        backend.report = Some(report);
         service.cold_start &= service.backends.iter().any(|backend| backend.is_unmeasured());
         Some((service, &service.backends[position]))
     }

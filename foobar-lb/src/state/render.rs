@@ -61,7 +61,7 @@ impl State {
 
     fn render_service(&self, service: &Service, image: &mut Image) {
         let ServiceKey { address: destination, protocol } = service.config.key;
-        if let Some(exact) = destination.exact() {
+        if let Some(exact) = destination.exact().filter(|_| service.disabled.is_none()) {
             image.services.insert(endpoint(exact, protocol), service.record());
         }
         image.tables.insert(service.table.first(), service.table.render(service.config.remember));

@@ -303,6 +303,7 @@ impl Service {
             holding: BTreeSet::new(),
             remembering: config.remember,
             cold_start: true,
+            disabled: None,
             list: 0,
             config,
         };
@@ -391,6 +392,7 @@ impl Backend {
             id,
             word: Word::default(),
             report: None,
+            successes: 0,
             next_hop: None,
             obstacle: None,
             drain: None,

@@ -72,8 +72,11 @@ impl State {
             let group = self.groups.numbers[vip];
             for Stretch { protocol, ports, owner } in stretches {
                 let service = &self.services[*owner];
-                let record = service.record();
-                image.ranges.extend(range_prefixes(group, *protocol, *ports).map(|prefix| (prefix, record)));
+                if service.disabled.is_none() {
+                    let record = service.record();
+                    let prefixes = range_prefixes(group, *protocol, *ports);
+                    image.ranges.extend(prefixes.map(|prefix| (prefix, record)));
+                }
                 // Every VIP has the stretches of those around it as well.
                 if !service.config.mode.knows_replies_by_backend() || service.config.key.address.vip != *vip {
                     continue;

@@ -1,12 +1,60 @@
-//! The operator's word about backends, said while the daemon runs.
+//! The operator's word about services and backends, said while the daemon runs, for a while or until it is taken back.
+//! That it survives the daemon is left to others: they are given all of it, and give it back.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use thiserror::Error;
 
 use super::{Backend, Service, State, Word};
 use crate::{
     config::nearest,
-    model::{Admin, WhenEmpty},
+    model::{Admin, Health, WhenEmpty},
 };
+
+/// Something that was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said<T> {
+    /// What.
+    pub what: T,
+    /// By whom, and when.
+    pub origin: Origin,
+}
+
+/// Who said something, when, and for how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The user, for people.
+    pub by: String,
+    /// When it was said.
+    pub at: Timestamp,
+    /// When it lapses, if it does.
+    pub until: Option<Timestamp>,
+}
+
+impl Origin {
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
+/// All that the operator has said and that counts. What it is about is named by its address: names may change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// Disabled services.
+    pub services: BTreeMap<String, Origin>,
+    /// What was said of backends, by service and backend.
+    pub backends: BTreeMap<(String, String), Word>,
+}
+
+/// What must hold for a word to be taken in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// The service may be left without an eligible backend.
+    pub force: bool,
+    /// So many of the service's other backends must be enabled and up.
+    pub min_up: Option<u32>,
+}
 
 /// Why a word was not taken in. Nothing has changed then.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -29,6 +77,24 @@ pub enum Unheard {
         /// What may have been meant.
         help: String,
     },
+    /// No eligible backend would be left.
+    #[error("this leaves service `{service}` without a backend that is enabled and up: {consequence}")]
+    Last {
+        /// The service.
+        service: String,
+        /// What becomes of its new flows.
+        consequence: String,
+    },
+    /// Too few others are up.
+    #[error("service `{service}` has {up} other backends that are enabled and up, and {needed} are needed")]
+    TooFew {
+        /// The service.
+        service: String,
+        /// Those that are up.
+        up: u32,
+        /// Those that must be.
+        needed: u32,
+    },
 }
 
 impl State {
@@ -40,23 +106,117 @@ impl State {
         backends: &[String],
         change: impl Fn(Word) -> Word,
     ) -> Result<Vec<String>, Unheard> {
-        let names: Vec<&str> = self.services.iter().map(|service| service.config.name.as_str()).collect();
-        let Some(number) = names.iter().position(|name| *name == service) else {
-            let help = nearest(service, &names);
-            return Err(Unheard::Service { service: service.to_owned(), help });
-        };
-        let service = &mut self.services[number];
+        let terms = Terms { force: true, min_up: None };
+        self.say_within(terms, service, backends, change)
+    }
+
+    /// The same, unless the terms are not kept.
+    pub fn say_within(
+        &mut self,
+        terms: Terms,
+        service: &str,
+        backends: &[String],
+        change: impl Fn(Word) -> Word,
+    ) -> Result<Vec<String>, Unheard> {
+        let service = self.named(service)?;
         let positions =
             backends.iter().map(|name| service.position(name)).collect::<Result<Vec<_>, Unheard>>()?;
-        let mut warnings = Vec::new();
-        for position in positions {
-            let backend = &mut service.backends[position];
-            let before = backend.weight();
-            backend.word = change(backend.word);
-            warnings.extend(backend.warn_of_no_effect(before));
+        service.check_others(&positions, terms.min_up)?;
+        let had_eligible = service.has_eligible();
+        let before: Vec<(Word, u16)> =
+            service.backends.iter().map(|backend| (backend.word.clone(), backend.weight())).collect();
+        for position in &positions {
+            let backend = &mut service.backends[*position];
+            backend.word = change(std::mem::take(&mut backend.word));
         }
-        warnings.extend(service.warn_if_empty());
-        Ok(warnings)
+        if had_eligible && !service.has_eligible() && !terms.force {
+            let refusal = service.refuse_last();
+            for (backend, (word, _)) in service.backends.iter_mut().zip(before) {
+                backend.word = word;
+            }
+            return Err(refusal);
+        }
+        let warn = |position: &usize| service.backends[*position].warn_of_no_effect(before[*position].1);
+        let warnings = positions.iter().filter_map(warn);
+        Ok(warnings.chain(service.warn_if_empty()).collect())
+    }
+
+    /// Disables a service, or enables it again.
+    pub fn say_of_service(&mut self, service: &str, disabled: Option<Origin>) -> Result<(), Unheard> {
+        self.named(service)?.disabled = disabled;
+        Ok(())
+    }
+
+    /// The service and the backend of these names, by their positions.
+    pub fn find(&self, service: &str, backend: &str) -> Result<(&Service, usize), Unheard> {
+        let service = &self.services[self.position(service)?];
+        Ok((service, service.position(backend)?))
+    }
+
+    /// All that the operator has said and that counts.
+    pub fn words(&self) -> Words {
+        let mut words = Words::default();
+        for service in &self.services {
+            let name = service.config.key.to_string();
+            if let Some(origin) = &service.disabled {
+                words.services.insert(name.clone(), origin.clone());
+            }
+            let said = service.backends.iter().filter(|backend| backend.word != Word::default());
+            words.backends.extend(
+                said.map(|backend| {
+                    ((name.clone(), backend.config.address.to_string()), backend.word.clone())
+                }),
+            );
+        }
+        words
+    }
+
+    /// Takes in what was said before the daemon started. Returns what it was about that is not there any more: that is
+    /// forgotten, so that whoever gets the address later is as the configuration says.
+    pub fn recall(&mut self, mut words: Words) -> Vec<String> {
+        for service in &mut self.services {
+            let name = service.config.key.to_string();
+            service.disabled = words.services.remove(&name);
+            for backend in &mut service.backends {
+                let key = (name.clone(), backend.config.address.to_string());
+                backend.word = words.backends.remove(&key).unwrap_or_default();
+            }
+        }
+        let backends = words.backends.into_keys().map(|(service, backend)| format!("{backend} of {service}"));
+        words.services.into_keys().chain(backends).collect()
+    }
+
+    /// Forgets what was said for a time that is over. Returns what it was.
+    pub fn lapse(&mut self, now: Timestamp) -> Vec<String> {
+        let mut lapsed = Vec::new();
+        for service in &mut self.services {
+            if service.disabled.take_if(|origin| origin.is_over(now)).is_some() {
+                lapsed.push(format!("{} is enabled again", service.config.name));
+            }
+            for backend in &mut service.backends {
+                let Word { admin, weight } = &mut backend.word;
+                let admin = admin.take_if(|said| said.origin.is_over(now)).map(|said| said.what.to_string());
+                let weight = weight.take_if(|said| said.origin.is_over(now));
+                let weight = weight.map(|said| format!("weight {}", said.what));
+                let (service, name) = (&service.config.name, &backend.config.name);
+                let over = admin.into_iter().chain(weight);
+                lapsed.extend(over.map(|word| format!("{name} of {service} is not {word} any more")));
+            }
+        }
+        lapsed
+    }
+
+    fn named(&mut self, service: &str) -> Result<&mut Service, Unheard> {
+        let position = self.position(service)?;
+        Ok(&mut self.services[position])
+    }
+
+    fn position(&self, service: &str) -> Result<usize, Unheard> {
+        let names: Vec<&str> = self.services.iter().map(|service| service.config.name.as_str()).collect();
+        names.iter().position(|name| *name == service).ok_or_else(|| {
+            let help = nearest(service, &names);
+            Unheard::Service { service: service.to_owned(), help }
+        })
     }
 }
 
@@ -92,6 +252,24 @@ impl Service {
             let help = nearest(name, &names);
             Unheard::Backend { service: self.config.name.clone(), backend: name.to_owned(), help }
         })
+    }
+
+    /// Whether enough of those at other positions are up.
+    fn check_others(&self, positions: &[usize], min_up: Option<u32>) -> Result<(), Unheard> {
+        let Some(needed) = min_up else { return Ok(()) };
+        let others = self.backends.iter().enumerate().filter(|(position, _)| !positions.contains(position));
+        let is_up = |backend: &Backend| backend.admin() == Admin::Enabled && backend.health() == Health::Up;
+        let up = others.filter(|(_, backend)| is_up(backend)).count() as u32;
+        if up < needed {
+            return Err(Unheard::TooFew { service: self.config.name.clone(), up, needed });
+        }
+        Ok(())
+    }
+
+    fn refuse_last(&self) -> Unheard {
+        let anyway = "its new flows would go to backends that are not up";
+        let consequence = self.warn_if_empty().unwrap_or_else(|| anyway.to_owned());
+        Unheard::Last { service: self.config.name.clone(), consequence }
     }
 
     /// What happens to new flows if the operator leaves no backend to take them.

@@ -12,7 +12,7 @@ use foobar_lb::{
     image::Image,
     model::{self, Health, Remember},
     plan::{self, Step},
-    state::{Room, Service, State},
+    state::{Origin, Room, Service, State},
     sweep::{Broom, Found, GRACE, RememberedFlow, Store},
     twin::Twin,
 };
@@ -190,7 +190,9 @@ impl World {
                     self.service().config.backends.iter().map(|backend| backend.name.as_str()).collect();
                 let names: Vec<String> =
                     backends.iter().map(name).filter(|name| configured.contains(&name.as_str())).collect();
-                self.state.say("www", &names, |said| word.on(said)).expect("they are configured");
+                self.state
+                    .say("www", &names, |said| word.on(said, &Origin::default()))
+                    .expect("they are configured");
             }
             Change::Health(backends, health) => {
                 let key = self.service().config.key;
