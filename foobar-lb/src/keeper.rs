@@ -61,8 +61,10 @@ impl Keeper {
         }
         let lapsed = state.lapse(Timestamp::now());
         lapsed.iter().for_each(|word| info!("its time is over: {word}"));
-        let recalled = state.words();
-        info!(services = recalled.services.len(), backends = recalled.backends.len(), "words recalled");
+        let Words { services, backends } = state.words();
+        if !services.is_empty() || !backends.is_empty() {
+            info!(services = services.len(), backends = backends.len(), "what was said before counts again");
+        }
         Self { lost, failure: None, state_path, last, under_way: 0, ended: Instant::now(), writings: None }
     }
 

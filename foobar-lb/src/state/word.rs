@@ -292,3 +292,108 @@ impl Service {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config;
+
+    /// A service of two backends, both up.
+    fn state() -> State {
+        let backend = |number: u8| {
+            format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"10.0.0.{number}:80\"\n")
+        };
+        let text = format!(
+            "[[service]]\nname = \"a\"\naddress = \"203.0.113.1:80\"\ntable_size = 1009\n{}{}",
+            backend(1),
+            backend(2)
+        );
+        let config = config::parse(&text, "test.toml").unwrap_or_else(|error| panic!("{error}"));
+        let mut state = State::new(config.services, 1);
+        state.suppose_up(|_| false, Instant::now());
+        state
+    }
+
+    fn drained(until: Option<i64>) -> Word {
+        let until = until.map(|second| Timestamp::from_second(second).unwrap());
+        let origin = Origin { by: "alice".to_owned(), until, ..Origin::default() };
+        Word { admin: Some(Said { what: Admin::Draining, origin }), weight: None }
+    }
+
+    fn drain(state: &mut State, terms: Terms, backend: &str) -> Result<Vec<String>, Unheard> {
+        state.say_within(terms, "a", &[backend.to_owned()], |_| drained(None))
+    }
+
+    fn admin(state: &State, position: usize) -> Admin {
+        state.services[0].backends[position].admin()
+    }
+
+    #[test]
+    fn the_last_backend_is_left_alone_unless_it_is_forced() {
+        let mut state = state();
+        drain(&mut state, Terms::default(), "b1").unwrap();
+        let before = state.words();
+        let refused = drain(&mut state, Terms::default(), "b2").unwrap_err();
+        assert!(matches!(refused, Unheard::Last { .. }), "{refused}");
+        assert_eq!(state.words(), before);
+        let weight = Said { what: 0, origin: Origin::default() };
+        let weightless = |word: Word| Word { weight: Some(weight.clone()), ..word };
+        let refused = state.say_within(Terms::default(), "a", &["b2".to_owned()], weightless);
+        assert!(matches!(refused, Err(Unheard::Last { .. })), "{refused:?}");
+        assert_eq!(state.words(), before);
+        let warnings = drain(&mut state, Terms { force: true, ..Terms::default() }, "b2").unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        // It cannot become worse, so nothing is to be forced.
+        drain(&mut state, Terms::default(), "b1").unwrap();
+    }
+
+    #[test]
+    fn the_second_of_two_who_need_each_other_is_refused() {
+        let mut state = state();
+        let terms = Terms { min_up: Some(1), ..Terms::default() };
+        drain(&mut state, terms, "b1").unwrap();
+        let refused = drain(&mut state, terms, "b2").unwrap_err();
+        assert_eq!(refused, Unheard::TooFew { service: "a".to_owned(), up: 0, needed: 1 });
+        assert_eq!(admin(&state, 1), Admin::Enabled);
+    }
+
+    #[test]
+    fn what_was_said_is_recalled_and_what_it_is_about_no_more_is_forgotten() {
+        let mut before = state();
+        drain(&mut before, Terms::default(), "b2").unwrap();
+        before.say_of_service("a", Some(Origin::default())).unwrap();
+        let mut words = before.words();
+        let gone = ("tcp 203.0.113.1:80".to_owned(), "10.0.0.3:80".to_owned());
+        words.backends.insert(gone, drained(None));
+        let mut after = state();
+        assert_eq!(after.recall(words), ["10.0.0.3:80 of tcp 203.0.113.1:80"]);
+        assert_eq!(after.words(), before.words());
+        assert_eq!([admin(&after, 0), admin(&after, 1)], [Admin::Enabled, Admin::Draining]);
+    }
+
+    #[test]
+    fn a_word_lapses_at_its_time_and_not_before() {
+        let mut state = state();
+        state.say("a", &["b1".to_owned()], |_| drained(Some(100))).unwrap();
+        state.say("a", &["b2".to_owned()], |_| drained(None)).unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(state.lapse(at(99)), Vec::<String>::new());
+        assert_eq!(state.lapse(at(100)), ["b1 of a is not draining any more"]);
+        assert_eq!([admin(&state, 0), admin(&state, 1)], [Admin::Enabled, Admin::Draining]);
+    }
+
+    #[test]
+    fn a_disabled_service_has_no_record_and_an_enabled_one_has_it_again() {
+        let mut state = state();
+        let now = Instant::now();
+        let enabled = state.render(now);
+        state.say_of_service("a", Some(Origin::default())).unwrap();
+        let disabled = state.render(now);
+        assert!(disabled.services.is_empty());
+        assert_eq!(disabled.addresses, enabled.addresses, "the VIP is one as before");
+        state.say_of_service("a", None).unwrap();
+        assert_eq!(state.render(now), enabled);
+    }
+}
