@@ -1,13 +1,15 @@
 //! What the operator says of backends while they serve: drain, disable, enable, weight.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{wait_for, wait_until};
 
 use crate::support::EVENTUALLY;
-use crate::support::balancer::Balancer;
+use crate::support::balancer::{Balancer, Ending, binary};
 use crate::support::config::{all_kinds, service_name, tcp_before};
 use crate::support::conversation::{Conversation, KINDS, Protocol, connect, expect_newcomers_at, open_with};
 use crate::support::echo::{Echo, start_pair};
@@ -120,6 +122,10 @@ fn draining_the_last_backend_must_be_forced() -> Result<()> {
     let refused = balancer.backend(&["drain", "tcp-v4", "web2"])?;
     refused.expect(1, &["leaves service `tcp-v4` without a backend", "new flows are dropped", "--force"])?;
     expect_newcomers_at(&network.client, Protocol::Tcp, vip, &["web2"])?;
+    at_a_terminal(&network, &balancer, "n\n")?.expect(1, &["Go on? [y/N]"])?;
+    expect_newcomers_at(&network.client, Protocol::Tcp, vip, &["web2"])?;
+    at_a_terminal(&network, &balancer, "y\n")?.expect(0, &["Go on? [y/N]", "web2 of tcp-v4: draining"])?;
+    balancer.backend(&["enable", "tcp-v4", "web2"])?.expect(0, &[])?;
     let warned = balancer.backend(&["drain", "tcp-v4", "web2", "--force"])?;
     warned.expect(0, &["warning: no backend of tcp-v4 is enabled", "new flows are dropped"])?;
     let before = balancer.counted("no_backend")?;
@@ -276,6 +282,16 @@ fn remembered_udp_flows_stay_where_all_others_switch() -> Result<()> {
     let balancer = Balancer::serve(&network, &all_kinds(VIP, &keys))?;
     let mut flow = drain_udp(&network, &balancer)?;
     flow.expect_answer_from("web1")
+}
+
+/// Drains `web2` with somebody at a terminal who types this.
+fn at_a_terminal(network: &Network, balancer: &Balancer, typed: &str) -> Result<Ending> {
+    let drain = format!("{} backend drain tcp-v4 web2 --socket {}", binary()?, balancer.socket().display());
+    let mut script = network.balancer.command("script");
+    script.args(["--quiet", "--return", "--command", &drain, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    script.stdin.take().context("it has an input")?.write_all(typed.as_bytes())?;
+    Ok(script.wait_with_output()?.into())
 }
 
 /// The flow is with `web1`, which drains; when it has ended, a new one from its port must be with `web2`.

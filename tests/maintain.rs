@@ -87,6 +87,9 @@ fn what_goes_wrong_is_said_with_the_state_it_is_left_in() -> Result<()> {
 
     interrupt_the_wait(&network, &balancer)?;
     ensure!(admin()? == "enabled", "{}", admin()?);
+    interrupt_the_command(&network, &balancer)?;
+    ensure!(admin()? == "draining", "{}", admin()?);
+    balancer.backend(&["enable", "tcp-v4", "web1"])?.expect(0, &[])?;
 
     let (code, said) = maintain(&["--min-up", "2", "--", "true"])?;
     ensure!(code == Some(1) && said.contains("1 other backends") && said.contains("2 are needed"), "{said}");
@@ -110,4 +113,21 @@ fn interrupt_the_wait(network: &Network, balancer: &Balancer) -> Result<()> {
     ensure!(exit.code() == Some(1) && said.contains("interrupted; nothing was done"), "{exit}: {said}");
     ensure!(!said.contains("running true"), "{said}");
     flow.expect_answer_from("web1")
+}
+
+/// Ctrl-C while something is done.
+fn interrupt_the_command(network: &Network, balancer: &Balancer) -> Result<()> {
+    let [begun, may_end] = ["begun", "may-end"].map(|name| network.lab.directory().join(name));
+    let script =
+        format!("touch {}; while ! [ -e {} ]; do sleep 0.05; done", begun.display(), may_end.display());
+    let words = ["maintain", "tcp-v4", "web1", "--", "sh", "-c", &script];
+    let mut maintaining = balancer.start("interrupted-command", &words)?;
+    wait_until(EVENTUALLY, "the command to be run", || begun.exists())?;
+    maintaining.signal(Signal::SIGINT)?;
+    fs::write(&may_end, "")?;
+    let exit = maintaining.wait(SOON)?;
+    let said = maintaining.output()?;
+    ensure!(exit.code() == Some(1) && said.contains("interrupted while the command ran"), "{exit}: {said}");
+    ensure!(said.contains("web1 is left drained"), "{said}");
+    Ok(())
 }

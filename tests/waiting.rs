@@ -47,6 +47,24 @@ fn it_ends_with_the_last_flow_and_not_before_the_transition() -> Result<()> {
 }
 
 #[test]
+fn a_daemon_that_is_restarted_meanwhile_is_waited_for() -> Result<()> {
+    let network = Network::new("waiting-restart", Arms::Two)?;
+    let _echoes = start_pair(&network)?;
+    let services = tcp_before(&[(1, 1), (2, 1)], &KEYS);
+    let mut balancer = Balancer::serve(&network, &services)?;
+    let mut waiting = balancer.start("wait", &["backend", "drain", "tcp-v4", "web1", "--wait"])?;
+    waiting.wait_for_line("web1 of tcp-v4: draining", SOON)?;
+    balancer.process.kill()?;
+    waiting.wait_for_line("the daemon does not answer; waiting for it", SOON)?;
+    let balancer = Balancer::attach(&network.balancer, network.interfaces, &services, &["--sysctl"])?;
+    let exit = waiting.wait(EVENTUALLY)?;
+    ensure!(exit.success(), "it ended with {exit}: {}", waiting.output()?);
+    let admin = balancer.status()?.service("tcp-v4")?.backend("web1")?.admin.clone();
+    ensure!(admin == "draining", "{admin}");
+    Ok(())
+}
+
+#[test]
 fn whatever_ends_it_early_does_not_end_the_drain() -> Result<()> {
     let network = Network::new("waiting-early", Arms::Two)?;
     let _echoes = start_pair(&network)?;
