@@ -16,6 +16,7 @@ use crate::{
     health::{Report, Target},
     model::{self, Health, ServiceKey, Share, percentage},
     neighbour::NextHop,
+    slots::Table,
 };
 
 /// So many services are named that would move too much; whoever has more sees the rest in the plan.
@@ -91,19 +92,22 @@ impl State {
     ) -> Result<Vec<Moves>, Refusal> {
         let is_known = |backend: &&Backend| backend.next_hop != Some(SUPPOSED);
         let known: HashSet<u32> = self.backends().filter(is_known).map(|backend| backend.id).collect();
-        let mut before = self.clone();
-        before.suppose_up(|backend| known.contains(&backend.id), now);
-        let mut after = before.clone();
-        let displaced = after.reconfigure(services.to_vec(), room)?;
-        after.suppose_up(|backend| known.contains(&backend.id), now);
-        let mut successors: Vec<Option<&Service>> = vec![None; before.services.len()];
-        for (service, predecessor) in after.services.iter().zip(predecessors) {
+        let mut state = self.clone();
+        state.suppose_up(|backend| known.contains(&backend.id), now);
+        let before: Vec<Table> = state.services.iter().map(|service| service.table.clone()).collect();
+        let displaced = state.reconfigure(services.to_vec(), room)?;
+        state.suppose_up(|backend| known.contains(&backend.id), now);
+        let mut successors: Vec<Option<&Service>> = vec![None; before.len()];
+        for (service, predecessor) in state.services.iter().zip(predecessors) {
             if let Some(place) = predecessor {
                 successors[*place] = Some(service);
             }
         }
-        let moves = before.services.iter().zip(successors).map(|(service, successor)| {
-            let mut moves = successor.map_or_else(|| service.ended(), |after| service.moves_to(after));
+        let moves = self.services.iter().zip(&before).zip(successors).map(|((service, table), successor)| {
+            let mut moves = match successor {
+                Some(after) => service.moves_to(after, table),
+                None => service.ended(table),
+            };
             let is_displaced = |address: &&SocketAddr| moves.leaving.contains_key(address);
             moves.displaced = displaced.iter().filter(is_displaced).copied().collect();
             moves
@@ -146,15 +150,15 @@ impl State {
 
 impl Service {
     /// All slots that somebody owns are of nobody any more.
-    fn ended(&self) -> Moves {
+    fn ended(&self, table: &Table) -> Moves {
         let leaving = self.backends.iter().map(|backend| (backend.config.address, backend.id));
-        Moves { slots: self.moved(|_| NO_BACKEND), leaving: leaving.collect(), displaced: Vec::new() }
+        Moves { slots: moved(table, |_| NO_BACKEND), leaving: leaving.collect(), displaced: Vec::new() }
     }
 
-    fn moves_to(&self, after: &Self) -> Moves {
+    fn moves_to(&self, after: &Self, table: &Table) -> Moves {
         let owners = after.table.slots();
-        let is_same = std::ptr::eq(self.table.slots(), owners);
-        let slots = if is_same { Vec::new() } else { self.moved(|place| owners[place].owner) };
+        let is_same = std::ptr::eq(table.slots(), owners);
+        let slots = if is_same { Vec::new() } else { moved(table, |place| owners[place].owner) };
         let stays: HashSet<SocketAddr> =
             after.config.backends.iter().map(|backend| backend.address).collect();
         let leaving = self.backends.iter().filter(|backend| !backend.removed);
@@ -162,14 +166,14 @@ impl Service {
         let leaving = leaving.filter(|(address, _)| !stays.contains(address)).collect();
         Moves { slots, leaving, displaced: Vec::new() }
     }
+}
 
-    /// The slots that somebody owns and that then have another owner.
-    fn moved(&self, owner: impl Fn(usize) -> u32) -> Vec<u32> {
-        let slots = self.table.slots().iter().zip(0u32..);
-        let moves =
-            slots.filter(|(slot, place)| slot.owner != NO_BACKEND && slot.owner != owner(*place as usize));
-        moves.map(|(_, place)| self.table.first() + place).collect()
-    }
+/// The slots of a table that somebody owns and that then have another owner, by their index in the arena.
+fn moved(table: &Table, owner: impl Fn(usize) -> u32) -> Vec<u32> {
+    let slots = table.slots().iter().zip(0u32..);
+    let moves =
+        slots.filter(|(slot, place)| slot.owner != NO_BACKEND && slot.owner != owner(*place as usize));
+    moves.map(|(_, place)| table.first() + place).collect()
 }
 
 impl Backend {
