@@ -21,12 +21,31 @@ fn every_answer_is_as_described() -> Result<()> {
     let balancer = Balancer::serve(&network, &services)?;
     let (code, description) = ask(&balancer, "GET", "/v1/openapi.json", "")?;
     ensure!(code == 200, "{code}: {description}");
+    let mut answered = BTreeSet::new();
+    for (method, route, path, body, expected) in requests(&services) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (code, answer) = ask(&balancer, method, path, &body)?;
+        ensure!(code == expected, "{method} {path} {body}: {code}: {answer}");
+        expect_described(&description, method, route, code, &answer)?;
+        if code == 200 {
+            answered.insert(route);
+        }
+    }
+    let described = description["paths"].as_object().context("there are no paths")?;
+    let left: Vec<_> = described.keys().filter(|path| !answered.contains(path.as_str())).collect();
+    ensure!(left.is_empty(), "not compared with an answer: {left:?}");
+    expect_to_survive_noise(&balancer)
+}
+
+/// Requests to every route, right ones and wrong ones: the method, the route, the path, the body, and the code of the
+/// answer.
+fn requests(services: &str) -> Vec<(&'static str, &'static str, &'static str, Value, u16)> {
     let say =
         |word: Value| json!({"service": "tcp-v4", "backends": ["web1"], "word": word, "for_seconds": 60});
     let disable = json!({"service": "tcp-v6", "word": "disable", "for_seconds": 60});
     let plan = json!({"name": "proposed.toml", "text": services});
     let backend = "/v1/services/{service}/backends/{backend}";
-    let requests = [
+    vec![
         ("POST", "/v1/backends", "/v1/backends", say(json!("drain")), 200),
         ("POST", "/v1/backends", "/v1/backends", say(json!({"weight": 3})), 200),
         ("POST", "/v1/backends", "/v1/backends", say(json!("enable")), 409),
@@ -46,21 +65,7 @@ fn every_answer_is_as_described() -> Result<()> {
         ("POST", "/v1/reload", "/v1/reload", json!({}), 200),
         ("POST", "/v1/detach", "/v1/detach", json!({"interfaces": ["eth9"]}), 409),
         ("POST", "/v1/detach", "/v1/detach", json!({"interfaces": ["eth1"]}), 200),
-    ];
-    let mut answered = BTreeSet::new();
-    for (method, route, path, body, expected) in requests {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let (code, answer) = ask(&balancer, method, path, &body)?;
-        ensure!(code == expected, "{method} {path} {body}: {code}: {answer}");
-        expect_described(&description, method, route, code, &answer)?;
-        if code == 200 {
-            answered.insert(route);
-        }
-    }
-    let described = description["paths"].as_object().context("there are no paths")?;
-    let left: Vec<_> = described.keys().filter(|path| !answered.contains(path.as_str())).collect();
-    ensure!(left.is_empty(), "not compared with an answer: {left:?}");
-    expect_to_survive_noise(&balancer)
+    ]
 }
 
 /// What is no HTTP at all is not answered in JSON, but does no harm.

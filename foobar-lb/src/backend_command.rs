@@ -14,11 +14,10 @@ use foobar_lb::{
     client,
     config::MAX_WEIGHT,
 };
-use tokio::time::Instant;
 
 use crate::{
     FAILED, Socket, socket_path, table,
-    waiting::{Awaited, Interrupts, Outcome},
+    waiting::{Awaited, Interrupts, Outcome, deadline},
 };
 
 /// What may be said of backends.
@@ -196,7 +195,7 @@ fn agrees(why: &str) -> Result<bool> {
 
 async fn wait(socket: &Path, service: &str, backends: &[String], timeout: Duration) -> Result<ExitCode> {
     let mut interrupts = Interrupts::expect()?;
-    let deadline = Instant::now() + timeout;
+    let deadline = deadline(timeout);
     let names = backends.join(" ");
     for backend in backends {
         let awaited = Awaited { socket, service, backend };

@@ -12,11 +12,11 @@ use foobar_lb::{
     api::{Say, Word},
     client,
 };
-use tokio::{process::Command, time::Instant};
+use tokio::process::Command;
 
 use crate::{
     FAILED, Socket, socket_path,
-    waiting::{Awaited, Interrupts, Outcome},
+    waiting::{Awaited, Interrupts, Outcome, deadline},
 };
 
 /// What is done to which backend.
@@ -93,7 +93,7 @@ impl Maintenance {
     }
 
     async fn wait_for_flows(&mut self) -> Result<()> {
-        let deadline = Instant::now() + self.asked.timeout;
+        let deadline = deadline(self.asked.timeout);
         let Maintain { service, backend, .. } = &self.asked;
         let awaited = Awaited { socket: &self.socket, service, backend };
         let why = match awaited.until_drained(deadline, &mut self.interrupts).await {
@@ -133,7 +133,7 @@ impl Maintenance {
     }
 
     async fn wait_for_health(&mut self) -> Result<()> {
-        let deadline = Instant::now() + self.asked.timeout;
+        let deadline = deadline(self.asked.timeout);
         let Maintain { service, backend, .. } = &self.asked;
         let awaited = Awaited { socket: &self.socket, service, backend };
         match awaited.until_well(deadline, &mut self.interrupts).await.with_context(|| self.left_drained())? {

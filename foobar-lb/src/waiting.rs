@@ -24,6 +24,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// So many probes that have begun after a change say that the backend is well. One more may have been under way.
 const PROBES: u64 = 2;
 
+/// Nobody waits for longer; a clock has an end.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// When a wait is over that may take so long.
+pub fn deadline(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
+}
+
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
