@@ -32,6 +32,7 @@ mod plan;
 mod quic;
 mod reload;
 mod reload_under_load;
+mod restart;
 mod rights;
 mod routes;
 mod same_subnet;

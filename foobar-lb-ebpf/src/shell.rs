@@ -22,7 +22,7 @@ use foobar_lb_ebpf::{
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Ends, FlowKey, FragmentKey, Interface, KNOWN_WORDS,
         Mapping, PrefixKey, Quic, RangeKey, Reply, ReplyKey, Routes, ServerId, Service, Slot, Sources, Tags,
-        Traffic, Tunnel, VLAN_DEVICE, Vip, VlanKey, capacity, known_bit,
+        Traffic, Tunnel, VLAN_DEVICE, Vip, VlanKey, capacity, daemon_word, known_bit,
     },
     packet::Packet,
     reason::{Reason, Verdict},
@@ -84,6 +84,10 @@ static ROUTES_IN_USE: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
 #[map]
 static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+#[map]
+static MEMBERS: Array<Word> = Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
+#[map]
+static DAEMON: Array<Word> = Array::with_max_entries(daemon_word::COUNT, BPF_F_MMAPABLE);
 
 #[unsafe(no_mangle)]
 static HASH_KEY: HashKey = [0; size_of::<HashKey>() / size_of::<u32>()];

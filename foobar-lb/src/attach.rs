@@ -1,7 +1,7 @@
 //! The life of `foobar-lb attach`: everything is looked at, then brought up in an order in which a failure leaves
 //! nothing behind; then the daemon balances; then everything is taken off again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::{
@@ -9,17 +9,20 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     api,
+    bpf::{self, Bpf, Pins},
     config::Config,
     daemon::{Daemon, Event},
+    image::Image,
     keeper::Keeper,
+    known::Known,
     metrics,
     reload::{self, Reload},
     start::{self, Options, Settings},
-    state::State,
+    state::{Refusal, Room, State},
     tasks::{Tasks, report_end},
 };
 
@@ -43,7 +46,13 @@ pub enum Error {
     Metrics(#[from] metrics::Error),
     /// The maps could not be filled.
     #[error("cannot fill the maps")]
-    Fill(#[source] crate::bpf::Error),
+    Fill(#[source] bpf::Error),
+    /// What is pinned cannot be read.
+    #[error("cannot read the maps that are pinned")]
+    Read(#[source] bpf::Error),
+    /// The configuration does not go on from what is pinned.
+    #[error("the configuration cannot go on from what is pinned")]
+    Room(#[from] Refusal),
 }
 
 /// Attaches, and balances until `shutdown`; then takes everything off again. `reloads` ask for the configuration to be
@@ -54,40 +63,65 @@ pub async fn attach(
     reloads: mpsc::Receiver<()>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let interfaces = start::inspect(&options.interfaces).await?;
-    let seed = start::prepare_state(&config)?;
+    let pins = options.pin.then(|| start::hold_pins(&config)).transpose()?;
+    let interfaces = start::inspect(&options.interfaces, pins.as_ref()).await?;
+    let seed = start::prepare_state(&config, pins.as_ref())?;
     let mut listeners = Listeners::bind(&config).await?;
     let (sender, mut events) = mpsc::channel(1024);
     let mut tasks = Tasks::new(sender.clone());
 
-    let mut state = State::new(config.services.clone(), seed);
+    let mut settings = Settings::new(&config, pins.as_ref())?;
+    let mut bpf = start::load(&config, seed, pins.as_ref())?;
+    let (mut state, current) = match pins.as_ref().filter(|pins| pins.are_whole()) {
+        Some(pins) => take_over(&config, seed, &mut bpf, pins)?,
+        None => (State::new(config.services.clone(), seed), Image::default()),
+    };
     let keeper = Keeper::recall(config.daemon.state_path.clone(), &mut state);
     state.attached = start::render(&interfaces);
     tasks.watch_network(&state);
     wait_for_neighbours(&mut state, &mut events).await;
     let locals: Vec<_> = state.view().locals.iter().copied().collect();
-    let mut settings = Settings::new(&config)?;
     // Those that were named even if the network could not be seen yet, and the VLAN devices on them.
     let mut names = options.interfaces.clone();
     names.extend(state.interface_names().into_iter().filter(|name| !options.interfaces.contains(name)));
     settings.ensure(&config, &names, options.set_sysctls, &locals)?;
-    let mut bpf = start::load(&config, seed)?;
     let mode = options.mode;
     let reload = Reload::new(config, options, settings, sender.clone());
-    let mut daemon = Daemon::new(state, tasks, reload, keeper);
+    let mut daemon = Daemon::new(state, current, tasks, reload, keeper, pins);
     daemon.fill(&mut bpf).map_err(Error::Fill)?;
-    daemon.links = start::attach(&mut bpf, &interfaces, mode)?;
+    info!(writes = daemon.written, "the maps are up to date");
+    daemon.attach(&mut bpf, &interfaces, mode, seed)?;
 
     daemon.start_keeping(sender.clone());
     daemon.start_tasks(&mut bpf, reload::forward(reloads, sender.clone()));
     let last_answers = listeners.serve(sender, &mut daemon.tasks);
     daemon.balance(&mut bpf, events, shutdown).await;
 
-    info!("detaching");
+    daemon.leave();
     drop(bpf);
     drop(daemon);
     last_answers.await;
     Ok(())
+}
+
+/// Goes on from what the daemon before has left in the maps.
+fn take_over(config: &Config, seed: u64, bpf: &mut Bpf, pins: &Pins) -> Result<(State, Image), Error> {
+    let image = bpf.read().map_err(Error::Read)?;
+    bpf.correct_known(&Known::of(&image));
+    let room = Room { slots: config.daemon.slots, backends: config.daemon.backends };
+    let taken = State::take_over(config.services.clone(), seed, &image, room, Instant::now())?;
+    let frozen =
+        pins.heartbeat().map_or_else(|| "an unknown time".to_owned(), |age| format!("{} s", age.as_secs()));
+    info!(
+        services = image.services.len() + image.ranges.len(),
+        backends = image.backends.len(),
+        "taking over what is pinned at {}; nobody has looked after it for {frozen}",
+        pins.root().display()
+    );
+    for service in taken.begun_anew {
+        warn!(%service, "its mode, affinity or table size is another one now: its flows begin anew");
+    }
+    Ok((taken.state, image))
 }
 
 /// Where the daemon answers. Opened before anything is attached, so that an address in use is known in time.

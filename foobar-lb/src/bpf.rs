@@ -5,9 +5,11 @@ mod attach;
 mod decap;
 mod flows;
 mod mappings;
+pub mod pins;
+mod read;
 mod words;
 
-use std::io;
+use std::{hash::Hasher, io, path::PathBuf, time::Duration};
 
 pub use attach::{Attach, Link, Mode, Size};
 use aya::{
@@ -19,21 +21,26 @@ use aya::{
     programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
 };
 use aya_log::EbpfLogger;
+use aya_obj::{Object, programs::XdpAttachType};
 pub use decap::Decap;
 pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
     flow::hash_key,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Interface, KNOWN_WORDS, PrefixKey, RangeKey, Reply,
-        ReplyKey, Routes, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, capacity, name,
+        ReplyKey, Routes, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, capacity, daemon_word,
+        name,
     },
     reason::Reason,
 };
+pub use pins::Pins;
+use siphasher::sip::SipHasher13;
 use tokio::io::{Interest, unix::AsyncFd};
 use words::Words;
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::{
+    known::Known,
     plan::Step,
     sweep::{MappedFlow, RememberedFlow, Store},
 };
@@ -71,7 +78,7 @@ pub enum Error {
         /// The interface.
         interface: String,
         /// What the kernel said.
-        source: Box<ProgramError>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map could not be read or written.
     #[error("cannot {what} the map {map}")]
@@ -83,6 +90,20 @@ pub enum Error {
         /// What the kernel said.
         source: Box<MapError>,
     },
+    /// What is pinned cannot be taken over, or nothing can be pinned.
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
+    /// A map, the program or a link cannot be pinned.
+    #[error("cannot pin {}", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A write that failed on purpose.
+    #[error("cannot write to the maps")]
+    Injected(#[source] io::Error),
     /// A map could not be mapped into memory.
     #[error("cannot map the map {map} into memory")]
     Mmap {
@@ -123,6 +144,7 @@ impl Capacities {
         let others = [
             (name::SLOTS, slots),
             (name::BACKENDS, backends),
+            (name::MEMBERS, backends),
             (name::TUNNELS, backends),
             (name::SOURCES, backends),
             (name::MAPPINGS, 2 * mappings),
@@ -139,12 +161,16 @@ type Tree<const K: usize, const V: usize> = LpmTrie<MapData, [u8; K], [u8; V]>;
 
 const ENDPOINT: usize = size_of::<Endpoint>();
 
-/// The loaded data path. Dropping it detaches it.
+/// The loaded data path. Dropping it detaches it, unless it is pinned.
 pub struct Bpf {
     ebpf: Ebpf,
+    /// The program that was there before, and is the same.
+    taken_over: Option<Xdp>,
     slots: Words,
     known: Words,
     generation: Words,
+    members: Words,
+    daemon: Words,
     services: Bytes<ENDPOINT, { size_of::<Service>() }>,
     ranges: Tree<{ size_of::<RangeKey>() }, { size_of::<Service>() }>,
     replies: Bytes<ENDPOINT, { size_of::<Reply>() }>,
@@ -168,25 +194,73 @@ pub struct Bpf {
 impl Bpf {
     /// Loads program and maps into the kernel, attached nowhere.
     pub fn load(capacities: Capacities, seed: u64) -> Result<Self, Error> {
-        let object = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp"));
-        Self::load_object(object, capacities, seed)
+        Self::load_object(our_object(), capacities, seed)
     }
 
     /// Loads another object with the same program and maps, except that it remembers flows in some other of the maps
     /// of [`name`]. Its bytes begin at a multiple of eight, as `include_bytes_aligned` takes care of.
     pub fn load_object(object: &[u8], capacities: Capacities, seed: u64) -> Result<Self, Error> {
-        let key = hash_key(seed);
-        let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::HASH_KEY, &key, true);
-        for (map, entries) in capacities.of_maps() {
-            loader.map_max_entries(map, entries);
-        }
-        let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
+        let mut ebpf = load_maps(object, capacities, seed, &[])?;
         load_program(&mut ebpf, name::PROGRAM)?;
+        Self::with_maps(ebpf, capacities)
+    }
+
+    /// Goes on with the maps that are pinned, if they are whole, and with the program if it is the same. New maps are
+    /// pinned at once, a new program by [`Bpf::pin_program`].
+    pub fn load_pinned(capacities: Capacities, seed: u64, pins: &Pins) -> Result<Self, Error> {
+        let object = our_object();
+        let parsed = Object::parse(object).map_err(|error| Error::Load(Box::new(error.into())))?;
+        let kept = pins.kept(&parsed, capacities)?;
+        let paths: Vec<_> = kept.iter().map(|map| (*map, pins.map(map))).collect();
+        let mut ebpf = load_maps(object, capacities, seed, &paths)?;
+        for map in name::KEPT.into_iter().filter(|map| !kept.contains(map)) {
+            pins.pin(&pins.map(map), |path| ebpf.map(map).expect("the object has this map").pin(path))?;
+        }
+        let is_same = pins.object() == Some(made_of(seed));
+        let taken_over =
+            is_same.then(|| Xdp::from_pin(pins.program(), XdpAttachType::Interface).ok()).flatten();
+        if taken_over.is_none() {
+            load_program(&mut ebpf, name::PROGRAM)?;
+        }
+        let bpf = Self { taken_over, ..Self::with_maps(ebpf, capacities)? };
+        bpf.daemon.store(daemon_word::SEED, [seed]);
+        bpf.daemon.store(daemon_word::PROCESS, [std::process::id().into()]);
+        Ok(bpf)
+    }
+
+    /// Pins the program in the place of the one before, if it is another.
+    pub fn pin_program(&mut self, pins: &Pins, seed: u64) -> Result<(), Error> {
+        if self.taken_over.is_none() {
+            let program = self.program();
+            pins.pin(&pins.program(), |path| program.pin(path))?;
+            self.daemon.store(daemon_word::OBJECT, [made_of(seed)]);
+        }
+        Ok(())
+    }
+
+    /// Stores the words of the set of known addresses that are others: a daemon that was killed may have left bits of
+    /// addresses behind that it was about to write.
+    pub fn correct_known(&mut self, known: &Known) {
+        for (word, bits) in known.words() {
+            if self.known.load(word) != bits {
+                self.known.store(word, [bits]);
+            }
+        }
+    }
+
+    /// Tells whoever looks that the daemon goes on.
+    pub fn beat(&self, now: Duration) {
+        let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.daemon.store(daemon_word::HEARTBEAT, [nanoseconds]);
+    }
+
+    fn with_maps(mut ebpf: Ebpf, capacities: Capacities) -> Result<Self, Error> {
         Ok(Self {
             slots: Words::take(&mut ebpf, name::SLOTS, capacities.slots)?,
             known: Words::take(&mut ebpf, name::KNOWN, KNOWN_WORDS)?,
             generation: Words::take(&mut ebpf, name::GENERATION, 1)?,
+            members: Words::take(&mut ebpf, name::MEMBERS, capacities.backends)?,
+            daemon: Words::take(&mut ebpf, name::DAEMON, daemon_word::COUNT)?,
             services: take(&mut ebpf, name::SERVICES)?,
             ranges: take(&mut ebpf, name::RANGES)?,
             replies: take(&mut ebpf, name::REPLIES)?,
@@ -206,12 +280,13 @@ impl Bpf {
             reasons: take(&mut ebpf, name::REASONS)?,
             flows: FlowMaps::take(&mut ebpf)?,
             ebpf,
+            taken_over: None,
         })
     }
 
-    /// The program, for test runs.
+    /// The program.
     pub fn program(&mut self) -> &mut Xdp {
-        program(&mut self.ebpf, name::PROGRAM)
+        self.taken_over.as_mut().unwrap_or_else(|| program(&mut self.ebpf, name::PROGRAM))
     }
 
     /// Passes on what the data path logs, which it does in debug builds only.
@@ -244,6 +319,10 @@ impl Bpf {
             }
             Step::PutVlan(vlan, index) => put(&mut self.vlans, transmute!(*vlan), *index, name::VLANS),
             Step::SetRoutes(routes) => self.set_routes(transmute!(**routes)),
+            Step::PutMember(id, member) => {
+                self.members.store(*id, [member.to_word()]);
+                Ok(())
+            }
             Step::PutBackend(id, backend) => self.set_backend(*id, transmute!(*backend)),
             Step::PutTunnel(id, tunnel) => self.set_tunnel(*id, transmute!(*tunnel)),
             Step::PutSources(id, sources) => self.set_sources(*id, transmute!(*sources)),
@@ -310,6 +389,10 @@ impl Bpf {
             Step::RemoveTunnel(id) => self.set_tunnel(*id, [0; size_of::<Tunnel>()]),
             Step::RemoveSources(id) => self.set_sources(*id, [0; size_of::<Sources>()]),
             Step::RemoveBackend(id) => self.clear_backend(*id),
+            Step::RemoveMember(id) => {
+                self.members.store(*id, [0]);
+                Ok(())
+            }
             Step::RemoveVlan(vlan) => remove(&mut self.vlans, transmute!(*vlan), name::VLANS),
             Step::RemoveInterface(index) => remove(&mut self.interfaces, *index, name::INTERFACES),
         }
@@ -402,6 +485,36 @@ pub fn describe_program(id: u32) -> String {
     let info = loaded_programs().flatten().find(same);
     let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
     format!("`{}` (id {id})", name.unwrap_or("?"))
+}
+
+fn our_object() -> &'static [u8] {
+    include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp"))
+}
+
+/// A hash of all that the program follows from.
+fn made_of(seed: u64) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(our_object());
+    hasher.write_u64(seed);
+    hasher.finish()
+}
+
+fn load_maps(
+    object: &[u8],
+    capacities: Capacities,
+    seed: u64,
+    kept: &[(&'static str, PathBuf)],
+) -> Result<Ebpf, Error> {
+    let key = hash_key(seed);
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::HASH_KEY, &key, true);
+    for (map, entries) in capacities.of_maps() {
+        loader.map_max_entries(map, entries);
+    }
+    for (map, path) in kept {
+        loader.map_pin_path(map, path.as_path());
+    }
+    loader.load(object).map_err(|error| Error::Load(Box::new(error)))
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::{BodyExt, Full};
@@ -11,11 +12,14 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 
 use crate::api::{
     Backend, Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, SayOfService, Status,
 };
+
+/// How long the daemon may take to say how it is: many times what it takes with 10,000 services.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the daemon did not do what it was asked.
 #[derive(Debug, Error)]
@@ -33,6 +37,12 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Somebody listens, and does not answer.
+    #[error("the foobar-lb that listens at {} has not answered for {} s: it hangs, or has too much to do", path.display(), PATIENCE.as_secs())]
+    NoAnswer {
+        /// The socket.
+        path: PathBuf,
     },
     /// The conversation broke off.
     #[error("the daemon broke off the conversation")]
@@ -59,9 +69,17 @@ pub enum Error {
     Invalid(String),
 }
 
+impl Error {
+    /// Whether there is nobody who answers.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::NotRunning { .. } | Self::NoAnswer { .. })
+    }
+}
+
 /// What the daemon says of itself.
 pub async fn status(socket: &Path) -> Result<Status, Error> {
-    request(socket, Method::GET, "/v1/status", &()).await
+    let answer = timeout(PATIENCE, request(socket, Method::GET, "/v1/status", &())).await;
+    answer.unwrap_or_else(|_| Err(Error::NoAnswer { path: socket.to_owned() }))
 }
 
 /// Takes the data path off interfaces; off all, if none is named.

@@ -3,6 +3,7 @@
 //! says.
 
 mod hear;
+mod interfaces;
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     api,
-    bpf::{self, Attach, Bpf, Link},
+    bpf::{self, Bpf, Link, Pins},
+    fault::Fault,
     health::Report,
     image::Image,
     keeper::Keeper,
@@ -89,11 +91,14 @@ pub struct Daemon {
     pub tasks: Tasks,
     state: State,
     current: Image,
+    /// What outlives the daemon.
+    pins: Option<Pins>,
     reload: Reload,
     keeper: Keeper,
     failure: Option<String>,
     /// Writes to the maps since the start.
-    written: u64,
+    pub written: u64,
+    fault: Fault,
     /// The maps are behind the state.
     stale: bool,
     /// When they are brought up to it, at the earliest.
@@ -119,18 +124,27 @@ enum Consequence {
 }
 
 impl Daemon {
-    /// The maps are empty, and nothing is attached.
-    pub fn new(state: State, tasks: Tasks, reload: Reload, keeper: Keeper) -> Self {
+    /// `current` is what the maps hold; nothing is attached yet.
+    pub fn new(
+        state: State,
+        current: Image,
+        tasks: Tasks,
+        reload: Reload,
+        keeper: Keeper,
+        pins: Option<Pins>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             state,
-            current: Image::default(),
+            current,
+            pins,
             links: BTreeMap::new(),
             tasks,
             reload,
             keeper,
             failure: None,
             written: 0,
+            fault: Fault::asked_for(),
             stale: false,
             rested: now,
             started: now,
@@ -185,7 +199,7 @@ impl Daemon {
     fn handle(&mut self, event: Event, bpf: &mut Bpf) -> Consequence {
         match event {
             Event::Health(report) => self.observe_health(report),
-            Event::Network(view) => self.observe_network(view),
+            Event::Network(view) => self.observe_network(view, bpf),
             Event::Status(answer) => {
                 reply(answer, self.status(bpf));
                 Consequence::Nothing
@@ -324,49 +338,9 @@ impl Daemon {
         Consequence::Reconcile
     }
 
-    /// An interface that is gone took the program with it; a new MAC is answered for from now on.
-    fn observe_network(&mut self, view: View) -> Consequence {
-        self.links.retain(|index, link| {
-            let kept = view.links.contains_key(index);
-            if !kept {
-                warn!(interface = %link.interface, "the interface is gone; attach again when it is back");
-            }
-            kept
-        });
-        self.state.attached.retain(|index, interface| match view.links.get(index) {
-            Some(link) => {
-                interface.mac = link.mac.unwrap_or(interface.mac);
-                true
-            }
-            None => false,
-        });
-        self.state.observe_network(view);
-        Consequence::Reconcile
-    }
-
-    fn detach(&mut self, request: &api::Detach, bpf: &mut Bpf) -> Result<api::Detached, api::Failure> {
-        let named =
-            |link: &Link| request.interfaces.is_empty() || request.interfaces.contains(&link.interface);
-        let attached = |name: &&String| self.links.values().any(|link| link.interface == **name);
-        if let Some(name) = request.interfaces.iter().find(|name| !attached(name)) {
-            return Err(api::Failure::new(format!("not attached to {name}")));
-        }
-        let indexes: Vec<u32> =
-            self.links.iter().filter(|(_, link)| named(link)).map(|(index, _)| *index).collect();
-        let mut interfaces = Vec::new();
-        for index in indexes {
-            let Some(link) = self.links.remove(&index) else { continue };
-            let name = link.interface.clone();
-            bpf.detach(link).map_err(api::Failure::of)?;
-            self.state.attached.remove(&index);
-            info!(interface = %name, "detached");
-            interfaces.push(name);
-        }
-        Ok(api::Detached { interfaces, ends: self.links.is_empty() })
-    }
-
     fn tick(&mut self, bpf: &mut Bpf) -> Consequence {
         let now = Instant::now();
+        bpf.beat(monotonic());
         let over = self.state.next_change().is_some_and(|change| change <= now) | self.let_words_lapse(now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
         let needed = self.state.needs_sweep() || self.flows.is_none();
@@ -448,6 +422,7 @@ impl Daemon {
     pub fn fill(&mut self, bpf: &mut Bpf) -> Result<(), bpf::Error> {
         let wanted = self.state.render(Instant::now());
         for step in plan::diff(&self.current, &wanted) {
+            self.fault.strike(self.written)?;
             bpf.apply(&step)?;
             self.current.apply(&step);
             self.written += 1;

@@ -9,9 +9,9 @@ use std::{
 };
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, NO_ADDRESS, NO_BACKEND, NextHop, PrefixKey, Quic,
-    RangeKey, Reply, ReplyKey, Route, Routes, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES, Tags,
-    Tunnel, UDP, VLAN_DEVICE, Vip, VlanKey, address_flag, backend_flag, mapped, mode,
+    Address, Backend, DirectKey, Endpoint, Interface, Member, NO_ADDRESS, NO_BACKEND, NextHop, PrefixKey,
+    Quic, RangeKey, Reply, ReplyKey, Route, Routes, SETTLED, ServerId, Service, Slot, Sources, TCP, TRACES,
+    Tags, Tunnel, UDP, VLAN_DEVICE, Vip, VlanKey, address_flag, backend_flag, mapped, member_health, mode,
 };
 use ipnet::IpNet;
 
@@ -33,6 +33,8 @@ pub struct Image {
     pub vlans: BTreeMap<VlanKey, u32>,
     /// Routes to clients.
     pub routes: Routes,
+    /// What the daemon that takes over is to know of backends, by id.
+    pub members: BTreeMap<u32, Member>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Outer headers of packets to backends, by id.
@@ -67,6 +69,7 @@ impl Image {
             Step::PutVlan(vlan, index) => drop(self.vlans.insert(*vlan, *index)),
             Step::SetRoutes(routes) => self.routes = **routes,
             Step::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
+            Step::PutMember(id, member) => drop(self.members.insert(*id, *member)),
             Step::PutTunnel(id, tunnel) => drop(self.tunnels.insert(*id, *tunnel)),
             Step::PutSources(id, sources) => drop(self.sources.insert(*id, *sources)),
             Step::PutServerId(server, id) => drop(self.server_ids.insert(*server, *id)),
@@ -92,6 +95,7 @@ impl Image {
             Step::RemoveSources(id) => drop(self.sources.remove(id)),
             Step::RemoveTunnel(id) => drop(self.tunnels.remove(id)),
             Step::RemoveBackend(id) => drop(self.backends.remove(id)),
+            Step::RemoveMember(id) => drop(self.members.remove(id)),
             Step::RemoveVlan(vlan) => drop(self.vlans.remove(vlan)),
             Step::RemoveInterface(index) => drop(self.interfaces.remove(index)),
         }
@@ -202,7 +206,8 @@ impl fmt::Display for Image {
         self.write_ranges(f)?;
         for (id, backend) in &self.backends {
             let serves = if backend.flags & backend_flag::SERVES != 0 { "serves" } else { "does not serve" };
-            writeln!(f, "backend {id}: {}, {serves}, {}", End(&backend.endpoint), Hop(&backend.next_hop))?;
+            write!(f, "backend {id}: {}, {serves}, {}", End(&backend.endpoint), Hop(&backend.next_hop))?;
+            writeln!(f, "{}", self.members.get(id).map_or("", health_name))?;
         }
         for (id, tunnel) in &self.tunnels {
             writeln!(f, "tunnel to backend {id}: {}", Outer(tunnel))?;
@@ -292,6 +297,16 @@ impl fmt::Display for Vlan<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What the daemon that takes over is to know of its health; of most that they are up.
+fn health_name(member: &Member) -> &'static str {
+    match member.health {
+        member_health::UNKNOWN => ", not measured",
+        member_health::UP => "",
+        member_health::ANSWERS => ", down but answers",
+        _ => ", down and silent",
     }
 }
 

@@ -50,6 +50,11 @@ impl Known {
         self.0[word as usize] = bits;
     }
 
+    /// All of its words.
+    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+        (0u32..).zip(self.0.iter().copied())
+    }
+
     /// What is in one of two.
     pub fn with(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(own, others)| own | others).collect())

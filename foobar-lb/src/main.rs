@@ -5,6 +5,7 @@ mod decap_command;
 mod maintain_command;
 mod plan_command;
 mod reload_command;
+mod status_command;
 mod table;
 mod verify_command;
 mod waiting;
@@ -21,11 +22,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use decap_command::Decap;
 use foobar_lb::{
     attach,
-    bpf::Mode,
+    bpf::{Mode, pins},
     client,
-    config::{self, Config, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
-    start::{Options, saved_settings},
-    sysctl::Sysctls,
+    config::{self, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
+    start::{Options, restore_settings, saved_settings},
 };
 use maintain_command::Maintain;
 use nix::{
@@ -68,14 +68,18 @@ enum Command {
         /// the end.
         #[arg(long)]
         sysctl: bool,
+        /// Have the data path outlive this process: it stays when this ends in any way, and the next `attach --pin` takes it
+        /// over without a lost packet. `foobar-lb detach` takes it off.
+        #[arg(long)]
+        pin: bool,
         /// How log lines are written to standard error. RUST_LOG chooses which.
         #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
         log_format: LogFormat,
     },
     /// Take the running balancer off interfaces.
     ///
-    /// Off the last interface, the daemon ends. Where none is running, kernel settings that a crashed one left
-    /// changed are restored; its program left the kernel with it.
+    /// Off the last interface, the daemon ends. Where none is running, what `attach --pin` has left is taken off, and
+    /// kernel settings that it left changed are restored.
     Detach {
         /// Interfaces to detach from; all if none is named.
         #[arg(value_name = "IFACE")]
@@ -139,10 +143,15 @@ enum Command {
     #[command(override_usage = "foobar-lb maintain [OPTIONS] <SERVICE> <BACKEND> -- <COMMAND>...")]
     Maintain(Maintain),
     /// Show services, backends, their health and traffic, and why packets were not forwarded.
+    ///
+    /// Where no daemon answers, shows what `attach --pin` has left, and for how long nobody has looked after it; exit
+    /// code 1.
     Status {
         /// Print everything as JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        config: ConfigFile,
         #[command(flatten)]
         socket: Socket,
     },
@@ -215,10 +224,10 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Attach { interfaces, config, xdp_mode, sysctl, log_format } => {
+        Command::Attach { interfaces, config, xdp_mode, sysctl, pin, log_format } => {
             start_log(log_format);
             let file = std::path::absolute(&config.config)?;
-            let options = Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl };
+            let options = Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl, pin };
             match show(config::load(&config.config)) {
                 Ok(config) => attach(config, options).await,
                 Err(code) => Ok(code),
@@ -233,7 +242,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Backend(command) => command.run().await,
         Command::Service(command) => command.run().await,
         Command::Maintain(maintain) => maintain.run().await,
-        Command::Status { json, socket } => status(json, &socket_path(socket)).await,
+        Command::Status { json, config, socket } => {
+            status_command::status(json, &config.config, socket.socket).await
+        }
     }
 }
 
@@ -292,24 +303,38 @@ async fn detach(interfaces: Vec<String>, file: &Path, socket: Socket) -> Result<
         .socket
         .or_else(|| config.as_ref().map(|config| config.daemon.socket.clone()))
         .unwrap_or_else(|| DEFAULT_SOCKET.into());
-    match client::detach(&socket, interfaces).await {
+    match client::detach(&socket, interfaces.clone()).await {
         Ok(detached) => {
             let ends = if detached.ends { "; the daemon ends" } else { "" };
             println!("detached from {}{ends}", detached.interfaces.join(", "));
         }
         Err(client::Error::NotRunning { path }) => {
-            let state_path =
-                config.map_or_else(|| DEFAULT_STATE_PATH.into(), |config| config.daemon.state_path);
-            let saved = saved_settings(&state_path);
-            let was_left = saved.exists();
-            Sysctls::default().restore(&saved)?;
-            let restored =
-                if was_left { "; kernel settings that a crash left changed are restored" } else { "" };
-            println!("nothing is attached: nobody listens at {}{restored}", path.display());
+            println!("{}", take_off(interfaces, config.as_ref(), &path)?);
         }
         Err(error) => return Err(error.into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is left where no daemon runs.
+fn take_off(interfaces: Vec<String>, config: Option<&Config>, socket: &Path) -> Result<String> {
+    let configured = |path: fn(&Config) -> &PathBuf, default: &str| {
+        config.map_or(default.into(), |config| path(config).clone())
+    };
+    let pin_path = configured(|config| &config.daemon.pin_path, DEFAULT_PIN_PATH);
+    let (taken, is_all) = pins::take_off(&pin_path, &interfaces)?;
+    let mut done = match taken.is_empty() {
+        true => format!("nothing is attached: nobody listens at {}", socket.display()),
+        false => format!("what was pinned is taken off {}", taken.join(", ")),
+    };
+    if is_all {
+        let saved = saved_settings(&configured(|config| &config.daemon.state_path, DEFAULT_STATE_PATH));
+        if saved.exists() {
+            done.push_str("; kernel settings that were left changed are restored");
+        }
+        restore_settings(&saved, !taken.is_empty())?;
+    }
+    Ok(done)
 }
 
 fn check(file: &Path) -> ExitCode {
@@ -325,23 +350,16 @@ fn check(file: &Path) -> ExitCode {
     }
 }
 
-async fn status(json: bool, socket: &Path) -> Result<ExitCode> {
-    let status = client::status(socket).await?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        print!("{}", table::render(&status));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 fn socket_path(socket: Socket) -> PathBuf {
-    socket.socket.or_else(configured_socket).unwrap_or_else(|| DEFAULT_SOCKET.into())
+    socket
+        .socket
+        .or_else(|| configured_socket(Path::new(DEFAULT_CONFIG)))
+        .unwrap_or_else(|| DEFAULT_SOCKET.into())
 }
 
 /// The one for reading only, for those who may not use the other.
-fn configured_socket() -> Option<PathBuf> {
-    let daemon = config::load(Path::new(DEFAULT_CONFIG)).ok()?.daemon;
+fn configured_socket(file: &Path) -> Option<PathBuf> {
+    let daemon = config::load(file).ok()?.daemon;
     let is_denied = access(&daemon.socket, AccessFlags::W_OK) == Err(Errno::EACCES);
     daemon.read_only_socket.filter(|_| is_denied).or(Some(daemon.socket))
 }

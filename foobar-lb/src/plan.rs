@@ -5,8 +5,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use foobar_lb_ebpf::layout::{
-    Address, Backend, DirectKey, Endpoint, Interface, PrefixKey, RangeKey, Reply, ReplyKey, Routes, ServerId,
-    Service, Slot, Sources, Tunnel, Vip, VlanKey,
+    Address, Backend, DirectKey, Endpoint, Interface, Member, PrefixKey, RangeKey, Reply, ReplyKey, Routes,
+    ServerId, Service, Slot, Sources, Tunnel, Vip, VlanKey,
 };
 
 use crate::{
@@ -23,6 +23,8 @@ pub enum Step {
     SetRoutes(Box<Routes>),
     PutTunnel(u32, Tunnel),
     PutSources(u32, Sources),
+    /// For the daemon that takes over. It goes before its backend, and out behind it.
+    PutMember(u32, Member),
     PutBackend(u32, Backend),
     PutServerId(ServerId, u32),
     PutDirect(Prefix<DirectKey>, u32),
@@ -50,6 +52,7 @@ pub enum Step {
     RemoveDirect(Prefix<DirectKey>),
     RemoveServerId(ServerId),
     RemoveBackend(u32),
+    RemoveMember(u32),
     RemoveTunnel(u32),
     RemoveSources(u32),
     RemoveVlan(VlanKey),
@@ -88,6 +91,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     }
     put(&mut steps, &current.tunnels, &wanted.tunnels, Step::PutTunnel);
     put(&mut steps, &current.sources, &wanted.sources, Step::PutSources);
+    put(&mut steps, &current.members, &wanted.members, Step::PutMember);
     put(&mut steps, &current.backends, &wanted.backends, Step::PutBackend);
     put(&mut steps, &current.server_ids, &wanted.server_ids, Step::PutServerId);
     put(&mut steps, &current.direct, &wanted.direct, Step::PutDirect);
@@ -114,6 +118,7 @@ pub fn diff(current: &Image, wanted: &Image) -> Vec<Step> {
     remove(&mut steps, &current.direct, &wanted.direct, Step::RemoveDirect);
     remove(&mut steps, &current.server_ids, &wanted.server_ids, Step::RemoveServerId);
     remove(&mut steps, &current.backends, &wanted.backends, Step::RemoveBackend);
+    remove(&mut steps, &current.members, &wanted.members, Step::RemoveMember);
     remove(&mut steps, &current.tunnels, &wanted.tunnels, Step::RemoveTunnel);
     remove(&mut steps, &current.sources, &wanted.sources, Step::RemoveSources);
     remove(&mut steps, &current.vlans, &wanted.vlans, Step::RemoveVlan);

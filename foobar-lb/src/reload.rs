@@ -9,13 +9,13 @@ use tracing::{debug, info, warn};
 
 use crate::{
     api,
-    bpf::{self, FlowMaps},
+    bpf::{self, FlowMaps, Mode},
     changes,
     config::{self, Config},
     daemon::{Answer, Event, reply},
     model::{NotAShare, Place, Share, percentage},
     review::{Review, needs_restart},
-    start::{Options, Settings, chain},
+    start::{self, Options, Settings, chain},
     state::{Room, State},
 };
 
@@ -75,6 +75,21 @@ impl Reload {
         self.config.daemon.watch.then_some(&self.options.file)
     }
 
+    /// Whether the kernel settings stay as they are when the daemon ends.
+    pub fn leave_settings(&mut self, stay: bool) {
+        self.settings.stay(stay);
+    }
+
+    /// Names of the interfaces that are to be attached.
+    pub fn interfaces(&self) -> &[String] {
+        &self.options.interfaces
+    }
+
+    /// Where the program is to run.
+    pub fn mode(&self) -> Option<Mode> {
+        self.options.mode
+    }
+
     /// Reads the file, which may be slow, and sends what came of it.
     pub fn read(
         &mut self,
@@ -132,11 +147,7 @@ impl Reload {
         let room = Room { slots: config.daemon.slots, backends: config.daemon.backends };
         state.check(&config.services, room).map_err(api::Failure::of)?;
         check_moves(config, room, request, state)?;
-        let locals: Vec<_> = state.view().locals.iter().copied().collect();
-        let interfaces = state.interface_names();
-        self.settings
-            .ensure(config, &interfaces, self.options.set_sysctls, &locals)
-            .map_err(api::Failure::of)?;
+        self.ensure_settings_of(config, state).map_err(api::Failure::of)?;
         let displaced = state.reconfigure(config.services.clone(), room).map_err(api::Failure::of)?;
         let displaced = displaced.iter().map(|address| {
             format!(
@@ -146,6 +157,16 @@ impl Reload {
         });
         let warnings = (!config.warnings.is_empty()).then(|| config.warnings.to_string());
         Ok(warnings.into_iter().chain(displaced).collect())
+    }
+
+    /// The kernel settings that the configuration in force needs, on all interfaces.
+    pub fn ensure_settings(&mut self, state: &State) -> Result<(), start::Error> {
+        self.ensure_settings_of(&self.config.clone(), state)
+    }
+
+    fn ensure_settings_of(&mut self, config: &Config, state: &State) -> Result<(), start::Error> {
+        let locals: Vec<_> = state.view().locals.iter().copied().collect();
+        self.settings.ensure(config, &state.interface_names(), self.options.set_sysctls, &locals)
     }
 
     /// Looks at a configuration that somebody proposes, on another thread, and answers what would come of it.

@@ -31,6 +31,27 @@ impl Table {
         Self { first, slots, moving: BTreeMap::new(), traces: BTreeMap::new() }
     }
 
+    /// A table as the data path has it. Its clocks begin now. Where all flows were remembered, every slot moves from its
+    /// owner to that same owner, and flows may be remembered for it.
+    pub fn recalled(first: u32, slots: &[Slot], now: Instant) -> Self {
+        let recall = |slot: &Slot| match slot {
+            Slot { owner, previous } if owner == previous && *owner != NO_BACKEND => {
+                Slot { previous: TRACES, ..*slot }
+            }
+            _ => *slot,
+        };
+        let slots: Arc<[Slot]> = slots.iter().map(recall).collect();
+        let (mut moving, mut traces) = (BTreeMap::new(), BTreeMap::new());
+        for (place, slot) in (0u32..).zip(&*slots) {
+            match slot.previous {
+                SETTLED => None,
+                TRACES => traces.insert(place, now),
+                _ => moving.insert(place, now),
+            };
+        }
+        Self { first, slots, moving, traces }
+    }
+
     /// Index of its first slot in the arena.
     pub fn first(&self) -> u32 {
         self.first

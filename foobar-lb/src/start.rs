@@ -16,7 +16,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{self, Attach, Bpf, Capacities, Link, Mode},
+    bpf::{self, Attach, Bpf, Capacities, Link, Mode, Pins},
     config::{self, Config},
     model::{Pool, Unmatched},
     neighbour::{self, Interface},
@@ -35,6 +35,8 @@ pub struct Options {
     pub mode: Option<Mode>,
     /// Set the kernel settings that are missing, and restore them at the end.
     pub set_sysctls: bool,
+    /// The data path outlives the daemon, and the next one takes it over.
+    pub pin: bool,
 }
 
 /// Why `attach` refused.
@@ -61,7 +63,8 @@ pub enum Error {
     /// Another XDP program is there.
     #[error(
         "{interface} already runs the XDP program {program}; take that off first \
-         (`ip link set dev {interface} xdp off`, or stop whoever attached it)"
+         (`ip link set dev {interface} xdp off`, or stop whoever attached it; one that `foobar-lb attach --pin` left is \
+         taken over by the same command, and taken off by `foobar-lb detach`)"
     )]
     Busy {
         /// The interface.
@@ -80,6 +83,12 @@ pub enum Error {
     /// No seed.
     #[error(transparent)]
     Seed(#[from] seed::Error),
+    /// Another seed sends all flows elsewhere.
+    #[error(
+        "`seed` of [daemon] is not the one of the data path that is pinned: with it all flows would go elsewhere; undo \
+         that change, or take the pinned data path off first, which breaks flows: foobar-lb detach"
+    )]
+    OtherSeed,
     /// Kernel settings could not be checked or set.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
@@ -113,17 +122,28 @@ pub enum Error {
     Bpf(#[from] bpf::Error),
 }
 
+/// What is pinned, held for this process; nothing is changed yet.
+pub fn hold_pins(config: &Config) -> Result<Pins, Error> {
+    require_privileges_to_attach()?;
+    Ok(Pins::hold(&config.daemon.pin_path).map_err(bpf::Error::from)?)
+}
+
 /// The interfaces that were asked for, looked at; nothing is changed yet.
-pub async fn inspect(names: &[String]) -> Result<Vec<(String, Interface)>, Error> {
-    require_privileges(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON])?;
+pub async fn inspect(names: &[String], pins: Option<&Pins>) -> Result<Vec<(String, Interface)>, Error> {
+    require_privileges_to_attach()?;
     let interfaces = find_interfaces(names).await?;
     for (name, interface) in &interfaces {
-        if let Some(attachment) = interface.xdp {
+        let Some(attachment) = interface.xdp else { continue };
+        if !pins.is_some_and(|pins| pins.have_link(interface.index, attachment.program_id)) {
             let program = bpf::describe_program(attachment.program_id);
             return Err(Error::Busy { interface: name.clone(), program });
         }
     }
     Ok(interfaces)
+}
+
+fn require_privileges_to_attach() -> Result<(), Error> {
+    require_privileges(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON])
 }
 
 /// The same where no program is to be attached.
@@ -151,19 +171,26 @@ fn require_privileges(needed: &[Capability]) -> Result<(), Error> {
     if missing.is_empty() { Ok(()) } else { Err(Error::Privileges { missing }) }
 }
 
-/// Makes the state directory and finds the seed.
-pub fn prepare_state(config: &Config) -> Result<u64, Error> {
+/// Makes the state directory and finds the seed; that of what is taken over, where something is.
+pub fn prepare_state(config: &Config, pins: Option<&Pins>) -> Result<u64, Error> {
     let path = &config.daemon.state_path;
     fs::create_dir_all(path).map_err(|source| Error::StatePath { path: path.clone(), source })?;
+    if let Some(seed) = pins.and_then(Pins::seed) {
+        let other = config.daemon.seed.is_some_and(|wanted| wanted != seed);
+        return if other { Err(Error::OtherSeed) } else { Ok(seed) };
+    }
     match config.daemon.seed {
         Some(seed) => Ok(seed),
         None => Ok(seed::load_or_make(path)?),
     }
 }
 
-/// The kernel settings that this process has changed; restored when dropped.
+/// The kernel settings that this process has changed; restored when dropped, unless they are to stay.
 pub struct Settings {
     saved: PathBuf,
+    /// The data path outlives this process, and needs them.
+    pinned: bool,
+    stay: bool,
     /// The rule is in force as long as this is held.
     no_redirects: Option<NoRedirects>,
 }
@@ -174,11 +201,20 @@ pub fn saved_settings(state_path: &Path) -> PathBuf {
 }
 
 impl Settings {
-    /// As they are, but for what an earlier run left behind by a crash, which is restored.
-    pub fn new(config: &Config) -> Result<Self, Error> {
+    /// As they are, but for what an earlier run left behind by a crash, which is restored, unless the data path that it
+    /// left is taken over.
+    pub fn new(config: &Config, pins: Option<&Pins>) -> Result<Self, Error> {
         let saved = saved_settings(&config.daemon.state_path);
-        Sysctls::default().restore(&saved)?;
-        Ok(Self { saved, no_redirects: None })
+        let stay = pins.is_some_and(Pins::are_whole);
+        if !stay {
+            Sysctls::default().restore(&saved)?;
+        }
+        Ok(Self { saved, pinned: pins.is_some(), stay, no_redirects: None })
+    }
+
+    /// From now on they stay when this process ends, or they do not.
+    pub fn stay(&mut self, stay: bool) {
+        self.stay = stay;
     }
 
     /// Turns ICMP redirects off, and sets what else is missing if the operator allowed it; otherwise says so,
@@ -204,7 +240,7 @@ impl Settings {
         }
         sysctls.set(&wanted, &self.saved)?;
         if demands.replies.v6 && self.no_redirects.is_none() {
-            self.no_redirects = forbid_ipv6_redirects();
+            self.no_redirects = forbid_ipv6_redirects(self.pinned);
         }
         for chain in sysctl::dropping_forward_chains(demands.replies)? {
             warn!("{chain}; packets that are handed to the kernel will not get through");
@@ -259,8 +295,12 @@ fn warn_of_closed_addresses(config: &Config, locals: &[IpAddr]) {
     }
 }
 
-fn forbid_ipv6_redirects() -> Option<NoRedirects> {
-    NoRedirects::enforce()
+fn forbid_ipv6_redirects(lastingly: bool) -> Option<NoRedirects> {
+    let forbidden = match lastingly {
+        true => sysctl::forbid_redirects_lastingly().map(|()| None),
+        false => NoRedirects::enforce().map(Some),
+    };
+    forbidden
         .inspect_err(|error| {
             warn!(
                 "IPv6 redirects are not kept from backends: {}; where backends and clients share an interface, \
@@ -269,20 +309,72 @@ fn forbid_ipv6_redirects() -> Option<NoRedirects> {
             );
         })
         .ok()
+        .flatten()
 }
 
 impl Drop for Settings {
     fn drop(&mut self) {
-        if let Err(error) = Sysctls::default().restore(&self.saved) {
+        if self.stay {
+            return;
+        }
+        if let Err(error) = restore_settings(&self.saved, self.pinned) {
             warn!("kernel settings are not restored: {error}; `foobar-lb detach` tries again");
         }
     }
 }
 
-/// Loads the data path.
-pub fn load(config: &Config, seed: u64) -> Result<Bpf, Error> {
+/// Puts back what was noted in the file, and what was done for a data path that was pinned.
+pub fn restore_settings(saved: &Path, pinned: bool) -> Result<(), Error> {
+    if pinned && let Err(error) = sysctl::allow_redirects_again() {
+        warn!("the rule against IPv6 redirects may still be there: {}", chain(&error));
+    }
+    Ok(Sysctls::default().restore(saved)?)
+}
+
+/// Loads the data path, or goes on with the one that is pinned.
+pub fn load(config: &Config, seed: u64, pins: Option<&Pins>) -> Result<Bpf, Error> {
     let config::Daemon { slots, backends, flows, half_open, mappings, .. } = config.daemon;
-    Ok(Bpf::load(Capacities { slots, backends, flows, half_open, mappings }, seed)?)
+    let capacities = Capacities { slots, backends, flows, half_open, mappings };
+    Ok(match pins {
+        None => Bpf::load(capacities, seed)?,
+        Some(pins) => Bpf::load_pinned(capacities, seed, pins)?,
+    })
+}
+
+/// Goes on with the links that are pinned, attaches to the other interfaces and pins that, and leaves those that are not
+/// named any more.
+pub fn attach_pinned(
+    bpf: &mut Bpf,
+    interfaces: &[(String, Interface)],
+    mode: Option<Mode>,
+    pins: &Pins,
+) -> Result<BTreeMap<u32, Link>, Error> {
+    let (there, new): (Vec<_>, Vec<_>) =
+        interfaces.iter().cloned().partition(|(_, interface)| interface.xdp.is_some());
+    let mut links = BTreeMap::new();
+    for (name, Interface { index, xdp, .. }) in there {
+        let runs = if xdp.is_some_and(|xdp| xdp.mode == neighbour::XdpMode::Generic) {
+            Mode::Generic
+        } else {
+            Mode::Native
+        };
+        if mode.is_some_and(|mode| mode != runs) {
+            warn!(interface = %name, "it stays in {runs} mode, which cannot change while flows pass: `foobar-lb detach` first");
+        }
+        links.insert(index, bpf.take_over(&name, index, runs, pins)?);
+        info!(interface = %name, mode = %runs, "taken over");
+    }
+    let mode = links.values().next().map(|link: &Link| link.mode).or(mode);
+    for (index, link) in attach(bpf, &new, mode)? {
+        links.insert(index, bpf.pin(link, index, pins)?);
+    }
+    let gone =
+        pins.linked().map_err(bpf::Error::from)?.into_iter().filter(|index| !links.contains_key(index));
+    for index in gone.collect::<Vec<_>>() {
+        info!("the interface with index {index} is not named any more, or is gone: detached");
+        pins.forget(index).map_err(bpf::Error::from)?;
+    }
+    Ok(links)
 }
 
 /// Attaches to all interfaces or to none. Without a chosen mode all are native or all generic, because what one

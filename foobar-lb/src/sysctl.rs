@@ -18,7 +18,9 @@ use self::record::{Change, Record};
 pub use self::{
     demands::{Demands, Families},
     forward_policy::dropping_forward_chains,
-    redirects::NoRedirects,
+    redirects::{
+        NoRedirects, allow_again as allow_redirects_again, forbid_lastingly as forbid_redirects_lastingly,
+    },
 };
 
 /// Writing this one overwrites the value of every interface.

@@ -20,13 +20,14 @@ use std::{
 };
 
 use foobar_lb::{
-    api::{Weight, Word},
+    api::{self, Weight},
     config,
     health::{Report, Target},
     image::Image,
-    model::{Down, Health},
+    model::{self, Down, Health},
     neighbour::{Link, NextHop, View, Vlan},
-    state::{Backend, Origin, Room, Service, State},
+    plan::diff,
+    state::{Backend, Origin, Recalled, Room, Service, State, Word},
     sweep::{Found, GRACE},
 };
 use foobar_lb_ebpf::layout::Interface;
@@ -84,6 +85,8 @@ fn tell(config: &Path, story: &str) -> String {
 
 struct Teller {
     state: State,
+    /// As the configuration in force has them.
+    services: Vec<model::Service>,
     view: View,
     now: Instant,
 }
@@ -91,8 +94,34 @@ struct Teller {
 impl Teller {
     fn new(config: &Path) -> Self {
         let config = config::load(config).unwrap_or_else(|error| panic!("{error}"));
-        let state = State::new(config.services, SEED);
-        Self { state, view: View::default(), now: Instant::now() }
+        let state = State::new(config.services.clone(), SEED);
+        Self { state, services: config.services, view: View::default(), now: Instant::now() }
+    }
+
+    /// A daemon that goes on from the image, with the same configuration and the same words, has nothing to write. But
+    /// the time of drains begins anew.
+    fn expect_restart_to_change_nothing(&self, image: &Image) {
+        if self.state.backends().any(|backend| backend.drain.is_some_and(|drain| drain.over)) {
+            return;
+        }
+        let room = Room { slots: u32::MAX, backends: u32::MAX };
+        let taken = State::take_over(self.services.clone(), SEED, image, room, self.now);
+        let Recalled { mut state, begun_anew } = taken.expect("there is room");
+        assert_eq!(begun_anew, Vec::<String>::new());
+        state.attached.clone_from(&self.state.attached);
+        for (service, before) in state.services.iter_mut().zip(&self.state.services) {
+            for backend in &mut service.backends {
+                let same = |before: &&Backend| before.config.address == backend.config.address;
+                backend.word = before
+                    .backends
+                    .iter()
+                    .find(same)
+                    .map_or_else(Word::default, |before| before.word.clone());
+            }
+        }
+        state.observe_network(self.view.clone());
+        let after = state.render(self.now);
+        assert_eq!(diff(image, &after), [], "from\n{image}to\n{after}");
     }
 
     /// Takes in an event and returns what it shows; none if it cannot be read.
@@ -103,15 +132,23 @@ impl Teller {
             ["wait", duration] => self.now += humantime::parse_duration(duration).ok()?,
             ["sweep"] => self.sweep(),
             ["settle"] => self.settle(),
-            ["image"] => return Some(self.render().to_string()),
-            ["reload", file] => return Some(self.reload(file)),
-            ["drain", service, ref backends @ ..] => return Some(self.say(Word::Drain, service, backends)),
-            ["disable", service, ref backends @ ..] => {
-                return Some(self.say(Word::Disable, service, backends));
+            ["image"] => {
+                let image = self.render();
+                self.expect_restart_to_change_nothing(&image);
+                return Some(image.to_string());
             }
-            ["enable", service, ref backends @ ..] => return Some(self.say(Word::Enable, service, backends)),
+            ["reload", file] => return Some(self.reload(file)),
+            ["drain", service, ref backends @ ..] => {
+                return Some(self.say(api::Word::Drain, service, backends));
+            }
+            ["disable", service, ref backends @ ..] => {
+                return Some(self.say(api::Word::Disable, service, backends));
+            }
+            ["enable", service, ref backends @ ..] => {
+                return Some(self.say(api::Word::Enable, service, backends));
+            }
             ["weight", service, backend, weight] => {
-                return Some(self.say(Word::Weight(Weight(weight.parse().ok()?)), service, &[backend]));
+                return Some(self.say(api::Word::Weight(Weight(weight.parse().ok()?)), service, &[backend]));
             }
             ref network => return self.observe_network(network).map(|()| String::new()),
         }
@@ -125,7 +162,7 @@ impl Teller {
         self.state.render(self.now)
     }
 
-    fn say(&mut self, word: Word, service: &str, backends: &[&str]) -> String {
+    fn say(&mut self, word: api::Word, service: &str, backends: &[&str]) -> String {
         self.render();
         let backends: Vec<String> = backends.iter().map(|&backend| backend.to_owned()).collect();
         let answer = match self.state.say(service, &backends, |said| word.on(said, &Origin::default())) {
@@ -140,8 +177,11 @@ impl Teller {
         self.render();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/reload").join(file);
         let config = config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        let answer = match self.state.reconfigure(config.services, ROOM) {
-            Ok(displaced) => displaced.iter().map(|address| format!("displaced: {address}\n")).collect(),
+        let answer = match self.state.reconfigure(config.services.clone(), ROOM) {
+            Ok(displaced) => {
+                self.services = config.services;
+                displaced.iter().map(|address| format!("displaced: {address}\n")).collect()
+            }
             Err(refusal) => format!("error: {refusal}\n"),
         };
         self.render();

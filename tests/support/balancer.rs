@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use super::network::Network;
-use super::{EVENTUALLY, SOON};
+use super::{EVENTUALLY, SOON, bpffs};
 
 /// The seed of every test, so that flows go the same way at each run.
 const SEED: &str = "0x0123456789abcdef";
@@ -165,6 +165,13 @@ impl Balancer {
         self.config.with_file_name("state")
     }
 
+    /// `foobar-lb status` where no daemon is, and how that ended.
+    pub fn status_in_vain(&self) -> Result<Ending> {
+        let mut status = foobar_lb(&self.namespace)?;
+        status.arg("status").arg("--config").arg(&self.config);
+        Ok(status.output()?.into())
+    }
+
     /// A command to the running daemon, and how that ended.
     pub fn command(&self, words: &[&str]) -> Result<Ending> {
         let mut command = foobar_lb(&self.namespace)?;
@@ -224,9 +231,10 @@ impl Files {
         let files =
             Self { config: directory.join("foobar-lb.toml"), socket: directory.join("foobar-lb.sock") };
         let daemon = format!(
-            "[daemon]\nsocket = \"{}\"\nstate_path = \"{}\"\nseed = \"{SEED}\"\n\n",
+            "[daemon]\nsocket = \"{}\"\nstate_path = \"{}\"\npin_path = \"{}\"\nseed = \"{SEED}\"\n\n",
             files.socket.display(),
             directory.join("state").display(),
+            bpffs::path(namespace).join(name).display(),
         );
         fs::write(&files.config, daemon + services)?;
         Ok(files)

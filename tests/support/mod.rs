@@ -2,6 +2,7 @@
 //! ask them, and a look at the wire. What is expected of them is left to the stories.
 
 pub mod balancer;
+pub mod bpffs;
 pub mod config;
 pub mod conversation;
 pub mod crowd;

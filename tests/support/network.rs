@@ -194,6 +194,15 @@ impl Network {
             (Some(far), Some(mtu)) => self.connect_far(far, gateway, mtu)?,
             _ => gateway,
         };
+        self.connect_client_to(gateway)
+    }
+
+    /// Connects the client to the balancer, once more in a network of two arms whose balancer has lost its `eth0`.
+    pub fn connect_client(&self) -> Result<()> {
+        self.connect_client_to(&self.balancer)
+    }
+
+    fn connect_client_to(&self, gateway: &Namespace) -> Result<()> {
         veth(&self.client, "eth0", gateway, "eth0")?;
         self.lab.pass_xdp(&self.client, "eth0")?;
         add_addresses(&self.client, "eth0", CLIENT)?;

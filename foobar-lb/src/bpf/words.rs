@@ -27,7 +27,12 @@ impl Words {
         Ok(Self(mapped))
     }
 
-    /// A word, as this process has left it.
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        (self.0.len() / size_of::<u64>()) as u32
+    }
+
+    /// A word as it is now.
     pub fn load(&self, index: u32) -> u64 {
         self.word(index).load(Ordering::Relaxed)
     }

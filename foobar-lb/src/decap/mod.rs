@@ -87,7 +87,7 @@ pub enum Error {
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<Vec<(Outcome, u64)>, Error> {
     let Options { interfaces, vips, program, state_path } = options;
     let found = match program {
-        Some(_) => start::inspect(&interfaces).await?,
+        Some(_) => start::inspect(&interfaces, None).await?,
         None => start::inspect_without_program(&interfaces).await?,
     };
     let _only = Only::one()?;

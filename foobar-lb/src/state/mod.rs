@@ -1,13 +1,14 @@
 //! What the control plane knows, and what follows from it: the tables and the wanted image. No I/O and no
 //! clock: events and `now` come in, an [`Image`](crate::image::Image) goes out.
 //!
-//! `services` takes in a configuration, `word` what the operator says, `preview` tells what a configuration would do, `quic` knows whom connection ids name, `obstacle`
+//! `services` takes in a configuration, `recall` what the maps hold already, `word` what the operator says, `preview` tells what a configuration would do, `quic` knows whom connection ids name, `obstacle`
 //! what a mode asks of a next hop, `vlan` which VLAN devices are served beside attached interfaces, `render` writes the
 //! image, `vips` the part of it that is about VIPs; this file has what is known and what follows for each backend.
 
 mod obstacle;
 mod preview;
 mod quic;
+mod recall;
 mod render;
 mod services;
 mod vips;
@@ -29,6 +30,7 @@ use self::vips::Groups;
 pub use self::{
     obstacle::Obstacle,
     preview::{Moves, Preview, TooMuch},
+    recall::Recalled,
     services::{Refusal, Room},
     word::{Origin, Said, Terms, Unheard, Words},
 };

@@ -10,7 +10,7 @@ use foobar_lb_ebpf::{
     headers::UDP_LENGTH,
     ip::Family,
     layout::{
-        self, Address, DirectKey, NO_ADDRESS, NextHop, PrefixKey, Reply, Route, Routes, address_flag,
+        self, Address, DirectKey, Member, NO_ADDRESS, NextHop, PrefixKey, Reply, Route, Routes, address_flag,
         backend_flag, mode,
     },
 };
@@ -86,6 +86,9 @@ impl State {
                     image.tunnels.extend(tunnel.map(|tunnel| (backend.id, tunnel)));
                 }
             }
+            image
+                .members
+                .insert(backend.id, Member { table: service.table.first(), health: backend.measured() });
             image.backends.insert(backend.id, rendered);
         }
     }
@@ -226,7 +229,7 @@ impl Service {
     }
 }
 
-fn mode_number(mode: &Mode) -> u32 {
+pub(super) fn mode_number(mode: &Mode) -> u32 {
     match mode {
         Mode::Nat => mode::NAT,
         Mode::Hairpin(_) => mode::HAIRPIN,
@@ -237,7 +240,7 @@ fn mode_number(mode: &Mode) -> u32 {
 }
 
 /// The bits of a client's address that count; none where every flow has its own backend.
-fn affinity_mask(affinity: Affinity, is_ipv6: bool) -> Address {
+pub(super) fn affinity_mask(affinity: Affinity, is_ipv6: bool) -> Address {
     match affinity {
         Affinity::Flow => NO_ADDRESS,
         Affinity::Source(bits) => {

@@ -103,7 +103,14 @@ pub enum Refusal {
 impl State {
     /// Nothing measured yet: tables from the start of the arena, ids in the order of the configuration.
     pub fn new(services: Vec<model::Service>, seed: u64) -> Self {
-        let mut state = Self {
+        let mut state = Self::empty(seed);
+        let everything = Room { slots: u32::MAX, backends: u32::MAX };
+        state.reconfigure(services, everything).expect("a validated configuration fits into empty maps");
+        state
+    }
+
+    pub(super) fn empty(seed: u64) -> Self {
+        Self {
             services: Vec::new(),
             attached: BTreeMap::new(),
             view: View::default(),
@@ -111,10 +118,7 @@ impl State {
             groups: Groups::default(),
             retired: BTreeMap::new(),
             left: Vec::new(),
-        };
-        let everything = Room { slots: u32::MAX, backends: u32::MAX };
-        state.reconfigure(services, everything).expect("a validated configuration fits into empty maps");
-        state
+        }
     }
 
     /// Replaces the configuration, or refuses and changes nothing. Services are known by their address and protocol, or
@@ -386,7 +390,7 @@ impl Service {
 }
 
 impl Backend {
-    fn new(config: &model::Backend, id: u32) -> Self {
+    pub(super) fn new(config: &model::Backend, id: u32) -> Self {
         Self {
             config: config.clone(),
             id,

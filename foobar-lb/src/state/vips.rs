@@ -21,6 +21,17 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    /// As the maps have them.
+    pub(super) fn recalled(vips: impl Iterator<Item = IpNet>, image: &Image) -> Self {
+        let numbers = vips.filter_map(|vip| {
+            let group = find_vip(&vip, image)?.group;
+            (group != 0).then_some((vip, group))
+        });
+        let all = image.addresses.values().chain(image.prefixes.values()).map(|vip| vip.group);
+        let all = all.chain(image.ranges.keys().map(|(key, _)| key.group));
+        Self { numbers: numbers.collect(), last: all.max().unwrap_or(0) }
+    }
+
     /// Gives every VIP that has such services a group, and takes it from those that have none any more.
     pub(super) fn number<T: Copy>(&mut self, wide: &Wide<T>) {
         let Self { numbers, last } = self;
@@ -36,6 +47,14 @@ impl Groups {
     /// The group of all addresses of a prefix; 0: it has no such services.
     fn of<T: Copy>(&self, prefix: IpNet, wide: &Wide<T>) -> u32 {
         wide.nearest(prefix).map_or(0, |vip| self.numbers[vip])
+    }
+}
+
+/// What the image has of a VIP, or of a prefix of them.
+pub(super) fn find_vip(vip: &IpNet, image: &Image) -> Option<layout::Vip> {
+    match is_host(vip) {
+        true => image.addresses.get(&address(vip.addr())).copied(),
+        false => image.prefixes.get(&vip_prefix(vip)).copied(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keeps the kernel from sending IPv6 redirects, which no kernel setting does: a packet filter's rule drops
 //! them on their way out. The rule is in a table that nftables removes when its owner ends, so it outlives
-//! neither this process nor its crash.
+//! neither this process nor its crash, unless it is meant to.
 
 use std::{
     io::{self, Write},
@@ -15,6 +15,8 @@ use thiserror::Error;
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
+const RULE: &str = "chain redirects { type filter hook output priority 0; icmpv6 type nd-redirect drop; };";
+
 /// Why IPv6 redirects go on being sent.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -26,9 +28,27 @@ pub enum Error {
     Refused,
 }
 
+/// The table of the rule that outlives the daemon, as the data path does.
+const LASTING: &str = "foobar_lb";
+
 /// The owner of the rule: an nft that waits for more commands. The rule goes with it.
 #[derive(Debug)]
 pub struct NoRedirects(Child);
+
+/// Adds the rule in this network namespace, for as long as [`allow_again`] is not called.
+pub fn forbid_lastingly() -> Result<(), Error> {
+    if is_there(LASTING)? { Ok(()) } else { command(&format!("table ip6 {LASTING} {{ {RULE} }}")) }
+}
+
+/// Removes what [`forbid_lastingly`] has added, if it was added.
+pub fn allow_again() -> Result<(), Error> {
+    if is_there(LASTING)? { command(&format!("delete table ip6 {LASTING}")) } else { Ok(()) }
+}
+
+fn command(words: &str) -> Result<(), Error> {
+    let status = Command::new("nft").arg(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if status.map_err(Error::Run)?.success() { Ok(()) } else { Err(Error::Refused) }
+}
 
 impl NoRedirects {
     /// Adds the rule in this network namespace.
@@ -42,10 +62,7 @@ impl NoRedirects {
             .map_err(Error::Run)?;
         let mut redirects = Self(owner);
         let table = format!("foobar_lb_{}", id());
-        let rule = format!(
-            "table ip6 {table} {{ flags owner; chain redirects {{ type filter hook output priority 0; \
-             icmpv6 type nd-redirect drop; }}; }}\n"
-        );
+        let rule = format!("table ip6 {table} {{ flags owner; {RULE} }}\n");
         let commands = redirects.0.stdin.as_mut().expect("it was spawned with a pipe");
         commands.write_all(rule.as_bytes()).map_err(Error::Run)?;
         for _ in 0..TRIES {

@@ -84,11 +84,13 @@ impl Kernel {
         Ok(Self { bpf, flows, mappings, datagrams, limit, image: Image::default() })
     }
 
-    /// Puts these in the maps; what is remembered stays.
+    /// Puts these in the maps, from where a daemon that takes over must be able to read them; what is remembered stays.
     pub fn change(&mut self, image: &Image) -> Result<()> {
         for step in diff(&self.image, image) {
             self.bpf.apply(&step)?;
         }
+        let read = self.bpf.read()?;
+        ensure!(read == *image, "written:\n{image}\nread:\n{read}");
         self.image = image.clone();
         Ok(())
     }
