@@ -11,6 +11,7 @@ mod checksums;
 mod consistency;
 mod decap;
 mod direct;
+mod doctor;
 mod download;
 mod drain;
 mod failure;

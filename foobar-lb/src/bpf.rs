@@ -479,6 +479,12 @@ impl Store for Bpf {
     }
 }
 
+/// Whether a loaded program is the balancer's.
+pub fn is_ours(id: u32) -> bool {
+    let found = loaded_programs().flatten().find(|info| info.id() == id);
+    found.is_some_and(|info| info.name_as_str() == Some(name::PROGRAM))
+}
+
 /// Name and id of a loaded program, for people.
 pub fn describe_program(id: u32) -> String {
     let same = |info: &ProgramInfo| info.id() == id;

@@ -9,6 +9,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod decap;
+pub mod doctor;
 pub mod fault;
 pub mod health;
 pub mod image;

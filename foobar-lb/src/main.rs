@@ -2,6 +2,7 @@
 
 mod backend_command;
 mod decap_command;
+mod doctor_command;
 mod maintain_command;
 mod plan_command;
 mod reload_command;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use backend_command::{BackendCommand, ServiceCommand};
 use clap::{Parser, Subcommand, ValueEnum};
 use decap_command::Decap;
+use doctor_command::Doctor;
 use foobar_lb::{
     attach,
     bpf::{Mode, pins},
@@ -110,6 +112,12 @@ enum Command {
     /// Shows whether this kernel takes them; where it does not, what it says. Needs root, and disturbs nothing that
     /// runs.
     Verify,
+    /// Find what is wrong with a set-up, running or not yet, and what would mend it.
+    ///
+    /// Looks at privileges, kernel, interfaces, kernel settings, firewalls and the ways to the backends, and changes
+    /// nothing. docs/doctor.md has a section for each finding. Exit code 0 if nothing is wrong (there may be notes), 1 if
+    /// there are errors or warnings, 2 if the configuration is.
+    Doctor(Doctor),
     /// Have the running balancer read its configuration again.
     ///
     /// It is the file that `attach` was given; SIGHUP does the same. It is validated whole, then applied, or refused
@@ -237,6 +245,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Detach { interfaces, config, socket } => detach(interfaces, &config.config, socket).await,
         Command::Check { file } => Ok(check(&file)),
         Command::Verify => verify_command::verify(),
+        Command::Doctor(doctor) => doctor.run().await,
         Command::Plan(plan) => plan.run().await,
         Command::Reload(reload) => reload.run().await,
         Command::Backend(command) => command.run().await,

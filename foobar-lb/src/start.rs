@@ -24,6 +24,9 @@ use crate::{
     sysctl::{self, Demands, Families, NoRedirects, Requirement, Sysctls},
 };
 
+/// The privileges to attach.
+const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+
 /// What the operator asked of `attach`.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -143,7 +146,7 @@ pub async fn inspect(names: &[String], pins: Option<&Pins>) -> Result<Vec<(Strin
 }
 
 fn require_privileges_to_attach() -> Result<(), Error> {
-    require_privileges(&[Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON])
+    require_privileges(&NEEDED)
 }
 
 /// The same where no program is to be attached.
@@ -164,10 +167,19 @@ async fn find_interfaces(names: &[String]) -> Result<Vec<(String, Interface)>, E
     Ok(interfaces)
 }
 
-fn require_privileges(needed: &[Capability]) -> Result<(), Error> {
+/// What of its privileges this process lacks to attach.
+pub fn missing_privileges() -> Vec<Capability> {
+    missing(&NEEDED)
+}
+
+fn missing(needed: &[Capability]) -> Vec<Capability> {
     let lacks =
         |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
-    let missing: Vec<_> = needed.iter().copied().filter(lacks).collect();
+    needed.iter().copied().filter(lacks).collect()
+}
+
+fn require_privileges(needed: &[Capability]) -> Result<(), Error> {
+    let missing = missing(needed);
     if missing.is_empty() { Ok(()) } else { Err(Error::Privileges { missing }) }
 }
 
@@ -265,8 +277,8 @@ pub fn check_settings(
     check_ports(&sysctls, config, locals)
 }
 
-/// Flows and sockets of this machine must not have the same ports of one address.
-fn check_ports(sysctls: &Sysctls, config: &Config, locals: &[IpAddr]) -> Result<(), Error> {
+/// Refuses where flows and sockets of this machine would have the same ports of one address.
+pub fn check_ports(sysctls: &Sysctls, config: &Config, locals: &[IpAddr]) -> Result<(), Error> {
     let pools = config.services.iter().filter_map(|service| service.mode.pool());
     let is_local = |pool: &Pool| {
         pool.addresses.is_empty() || pool.addresses.iter().any(|address| locals.contains(address))

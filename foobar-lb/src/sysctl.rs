@@ -26,6 +26,10 @@ pub use self::{
 /// Writing this one overwrites the value of every interface.
 const ALL_IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
 
+/// Whether programs are compiled.
+const JIT: &str = "net/core/bpf_jit_enable";
+
+const WHY_JIT: &str = "the kernel interprets programs, which takes several times as long";
 const WHY_FORWARDING: &str = "without it the kernel neither tells the way to a client nor forwards";
 const WHY_ALL_FORWARDING: &str = "without it the kernel forwards no IPv6; note that every interface then \
     forwards, and ignores router advertisements unless its accept_ra is 2";
@@ -53,11 +57,12 @@ pub struct Requirement {
     pub fatal: bool,
 }
 
-impl fmt::Display for Requirement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, current, wanted, why, .. } = self;
+impl Requirement {
+    /// The command that would set it.
+    pub fn command(&self) -> String {
         // The dotted spelling swaps both characters, so that a dot in an interface's name stays apart.
-        let name: String = path
+        let name: String = self
+            .path
             .chars()
             .map(|c| {
                 if c == '/' {
@@ -69,7 +74,13 @@ impl fmt::Display for Requirement {
                 }
             })
             .collect();
-        write!(f, "sysctl -w {name}={wanted}  # is {current}: {why}")
+        format!("sysctl -w {name}={}", self.wanted)
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  # is {}: {}", self.command(), self.current, self.why)
     }
 }
 
@@ -176,6 +187,17 @@ impl Sysctls {
             self.need_ipv6(interfaces, &mut needed)?;
         }
         Ok(needed)
+    }
+
+    /// What makes the kernel compile programs, if it interprets them. Network namespaces but the first do not show it.
+    ///
+    /// # Errors
+    /// When the setting cannot be read.
+    pub fn needed_by_programs(&self) -> Result<Option<Requirement>, Error> {
+        match self.read_if_present(JIT)? {
+            Some(0) => self.require(JIT.to_owned(), 1, WHY_JIT, false),
+            _ => Ok(None),
+        }
     }
 
     /// Sets what is required after noting the old values in the file `saved`. Old values that a run before
