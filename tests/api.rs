@@ -62,6 +62,8 @@ fn requests(services: &str) -> Vec<(&'static str, &'static str, &'static str, Va
         ("GET", backend, "/v1/services/tcp-v4/backends/web1", Value::Null, 200),
         ("GET", backend, "/v1/services/tcp-v4/backends/wbe1", Value::Null, 404),
         ("POST", "/v1/plan", "/v1/plan", plan, 200),
+        ("POST", "/v1/probe", "/v1/probe", json!({"service": "tcp-v4", "end": false}), 200),
+        ("POST", "/v1/probe", "/v1/probe", json!({"service": "tcp-v5", "end": true}), 409),
         ("POST", "/v1/reload", "/v1/reload", json!({}), 200),
         ("POST", "/v1/detach", "/v1/detach", json!({"interfaces": ["eth9"]}), 409),
         ("POST", "/v1/detach", "/v1/detach", json!({"interfaces": ["eth1"]}), 200),

@@ -3,12 +3,14 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::support::balancer::{Balancer, Ending, Files, foobar_lb};
 use crate::support::config::tcp_before;
 use crate::support::echo::start_pair;
-use crate::support::network::{Arms, Network};
+use crate::support::network::{Arms, BACKEND_GATEWAY, Dual, Family, Network, ROUTER, VIP};
+use crate::support::site::{Mode, Site};
 
 /// What `--json` prints, as far as it is looked at.
 #[derive(Debug, Deserialize)]
@@ -180,15 +182,103 @@ fn what_cannot_be_looked_at() -> Result<()> {
 fn faults_of_a_running_balancer() -> Result<()> {
     let network = Network::new("doctor-running", Arms::Two)?;
     use_all_queues(&network)?;
-    let _echoes = start_pair(&network)?;
+    let [web1, _web2] = start_pair(&network)?;
     let services = tcp_before(&[(1, 1), (2, 1)], &[]);
     let visit = Visit::new(&network, &services, &[])?;
+    visit.expect(&[("daemon-not-running", "foobar-lb.sock")])?;
     let balancer = Balancer::serve(&network, &services)?;
     visit.expect_health()?;
-    drop(balancer);
-    let _generic =
-        Balancer::attach(&network.balancer, network.interfaces, &services, &["--xdp-mode", "generic"])?;
+
+    let process = balancer.process.id();
+    balancer.process.signal(Signal::SIGSTOP)?;
+    visit.expect(&[("daemon-hung", "foobar-lb.sock")])?;
+    balancer.process.signal(Signal::SIGCONT)?;
+
+    network.balancer.run(["prlimit", "--pid", &process.to_string(), "--nofile=60:4096"])?;
+    visit.expect(&[("few-open-files", &process.to_string())])?;
+    network.balancer.run(["prlimit", "--pid", &process.to_string(), "--nofile=4096:4096"])?;
+
+    balancer.write_services("[[service]]\n")?;
+    ensure!(balancer.reload()?.code == Some(2), "a wrong configuration is taken in");
+    balancer.write_services(&services)?;
+    visit.expect(&[("reload-refused", "the daemon")])?;
+    balancer.reload()?.expect(0, &[])?;
+    visit.expect_health()?;
+
+    drop(web1);
+    balancer.wait_until_down("web1")?;
+    visit.expect(&[("backend-down", "tcp-v4/web1"), ("backend-down", "tcp-v6/web1")])?;
+    Ok(())
+}
+
+#[test]
+fn a_backend_whose_replies_pass_the_balancer_by() -> Result<()> {
+    let site = healthy("doctor-nat", Mode::Nat)?;
+    let _echoes = site.start_echoes()?;
+    let services = site.kinds(&[]);
+    let visit = Visit::new(&site.network, &services, &[])?;
+    let _balancer = site.serve(&services)?;
+    visit.expect_health()?;
+    let way = |gateway: Dual| site.network.web1.ip(&format!("route replace default via {}", gateway.v4()));
+    way(ROUTER)?;
+    visit.expect(&[("reply-past-balancer", "tcp-v4/web1")])?;
+    way(BACKEND_GATEWAY)?;
+    visit.expect_health()
+}
+
+#[test]
+fn a_backend_without_the_vip() -> Result<()> {
+    for (name, mode) in [
+        ("doctor-dsr", Mode::Dsr),
+        ("doctor-ipip", Mode::Ipip(Family::V4)),
+        ("doctor-gue", Mode::Gue(Family::V6)),
+    ] {
+        let site = healthy(name, mode)?;
+        let _echoes = site.start_echoes()?;
+        let services = site.kinds(&[]);
+        let visit = Visit::new(&site.network, &services, &[])?;
+        let _balancer = site.serve(&services)?;
+        visit.expect_health().with_context(|| format!("{mode:?}"))?;
+        site.network.web1.ip(&format!("address delete {}/32 dev lo", VIP.v4()))?;
+        visit.expect(&[("probe-unanswered", "tcp-v4/web1")]).with_context(|| format!("{mode:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_drops_what_comes_from_the_source_of_flows() -> Result<()> {
+    let site = healthy("doctor-snat", Mode::Snat)?;
+    let _echoes = site.start_echoes()?;
+    let services = site.kinds(&[]);
+    let visit = Visit::new(&site.network, &services, &[])?;
+    let _balancer = site.serve(&services)?;
+    visit.expect_health()?;
+    // Health checks come from other ports.
+    let rule = "add table ip t; add chain ip t i { type filter hook input priority 0; }; \
+                add rule ip t i tcp sport 1024-32767 drop";
+    site.network.web1.run(["nft", rule])?;
+    visit.expect(&[("probe-unanswered", "tcp-v4/web1")])
+}
+
+#[test]
+fn a_program_in_the_network_stack() -> Result<()> {
+    let network = Network::new("doctor-generic", Arms::Two)?;
+    use_all_queues(&network)?;
+    let _echoes = start_pair(&network)?;
+    let services = tcp_before(&[(1, 1)], &[]);
+    let options = ["--sysctl", "--xdp-mode", "generic"];
+    let balancer = Balancer::attach(&network.balancer, network.interfaces, &services, &options)?;
+    balancer.wait_until_serving()?;
+    let visit = Visit::new(&network, &services, &[])?;
     visit.expect(&[("generic-mode", "eth0"), ("generic-mode", "eth1")])
+}
+
+/// A network in which nothing is wrong.
+fn healthy(name: &str, mode: Mode) -> Result<Site> {
+    let site = Site::new(name, Arms::Two, mode)?;
+    site.widen()?;
+    use_all_queues(&site.network)?;
+    Ok(site)
 }
 
 /// As a healthy host does.

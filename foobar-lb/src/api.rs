@@ -5,6 +5,7 @@ mod command;
 mod description;
 mod operator;
 mod plan;
+mod probe;
 mod routes;
 mod socket;
 mod status;
@@ -16,6 +17,7 @@ pub use self::{
     command::*,
     operator::{Operator, Peer},
     plan::{Change, Plan, PlannedBackend, PlannedService, Proposal, Turn},
+    probe::{Probe, Probed, SentProbe},
     routes::{Rights, openapi, routes},
     socket::{Error, Socket},
     status::*,

@@ -15,7 +15,8 @@ use thiserror::Error;
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::api::{
-    Backend, Detach, Detached, Failure, Heard, Plan, Proposal, Reload, Reloaded, Say, SayOfService, Status,
+    Backend, Detach, Detached, Failure, Heard, Plan, Probe, Probed, Proposal, Reload, Reloaded, Say,
+    SayOfService, Status,
 };
 
 /// How long the daemon may take to say how it is: many times what it takes with 10,000 services.
@@ -111,6 +112,11 @@ pub async fn reload(socket: &Path, reload: &Reload) -> Result<Reloaded, Error> {
 /// What a configuration would change.
 pub async fn plan(socket: &Path, proposal: &Proposal) -> Result<Plan, Error> {
     request(socket, Method::POST, "/v1/plan", proposal).await
+}
+
+/// Sends a client's first packets through the data path, or ends what they have begun.
+pub async fn probe(socket: &Path, service: &str, end: bool) -> Result<Probed, Error> {
+    request(socket, Method::POST, "/v1/probe", &Probe { service: service.to_owned(), end }).await
 }
 
 async fn request<T: DeserializeOwned>(

@@ -19,6 +19,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     api,
     bpf::{self, Bpf, Link, Pins},
+    doctor,
     fault::Fault,
     health::Report,
     image::Image,
@@ -63,6 +64,8 @@ pub enum Event {
     Kept(Option<String>),
     /// Somebody wants to know what a configuration would change.
     Plan(api::Proposal, Answer<api::Plan>),
+    /// Probes are to be sent through the data path.
+    Probe(api::Probe, Answer<api::Probed>),
     /// The configuration is to be read again.
     Reload(api::Reload, Option<Answer<api::Reloaded>>),
     /// It was read.
@@ -232,6 +235,11 @@ impl Daemon {
             Event::Plan(proposal, answer) => {
                 let planning = self.reload.plan(proposal, &self.state, bpf.flow_maps(), answer);
                 self.tasks.run(planning);
+                Consequence::Nothing
+            }
+            Event::Probe(request, answer) => {
+                let sent = doctor::send_probes(&request, &self.state, &self.current, bpf);
+                reply(answer, sent);
                 Consequence::Nothing
             }
             Event::Reload(request, answer) => {

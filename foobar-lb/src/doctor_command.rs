@@ -1,11 +1,11 @@
 //! `foobar-lb doctor`: prints what is found wrong, the worst first, for people or as JSON.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use foobar_lb::{
-    client, config,
+    config,
     doctor::{Finding, Severity, Subject},
 };
 use serde_json::{Value, json};
@@ -38,11 +38,7 @@ impl Doctor {
             Err(code) => return Ok(code),
         };
         let socket = self.socket.socket.clone().unwrap_or_else(|| config.daemon.socket.clone());
-        let interfaces = match self.interfaces.is_empty() {
-            true => attached(&socket).await?,
-            false => self.interfaces,
-        };
-        let findings = Subject { config, interfaces }.examine().await;
+        let findings = Subject { config, socket, interfaces: self.interfaces }.examine().await;
         match self.json {
             true => println!("{}", serde_json::to_string_pretty(&describe(&findings))?),
             false => print!("{}", render(&findings)),
@@ -50,12 +46,6 @@ impl Doctor {
         let is_well = findings.iter().all(|finding| finding.kind.severity() == Severity::Note);
         Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
     }
-}
-
-/// The interfaces of the running daemon.
-async fn attached(socket: &Path) -> Result<Vec<String>> {
-    let status = client::status(socket).await?;
-    Ok(status.interfaces.into_iter().map(|interface| interface.name).collect())
 }
 
 fn describe(findings: &[Finding]) -> Value {

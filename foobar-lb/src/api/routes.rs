@@ -19,8 +19,8 @@ use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Backend, Detach, Detached, Failure, Heard, Operator, Plan, Proposal, Reload, Reloaded, Say, SayOfService,
-    Status,
+    Backend, Detach, Detached, Failure, Heard, Operator, Plan, Probe, Probed, Proposal, Reload, Reloaded,
+    Say, SayOfService, Status,
     description::{Description, complete},
 };
 use crate::{
@@ -74,6 +74,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(say))
         .routes(routes!(say_of_service))
         .routes(routes!(plan))
+        .routes(routes!(probe))
         .routes(routes!(reload))
 }
 
@@ -128,6 +129,12 @@ async fn say_of_service(
 #[utoipa::path(post, path = "/v1/plan", request_body = Proposal, responses((status = OK, body = Plan)))]
 async fn plan(State(api): State<Api>, Body(proposal): Body<Proposal>) -> Answer<Plan> {
     api.ask(|answer| Event::Plan(proposal, answer)).await
+}
+
+/// Sends a client's first packet through the data path to each backend of a service.
+#[utoipa::path(post, path = "/v1/probe", request_body = Probe, responses((status = OK, body = Probed)))]
+async fn probe(State(api): State<Api>, _: Operator, Body(request): Body<Probe>) -> Answer<Probed> {
+    api.ask(|answer| Event::Probe(request, answer)).await
 }
 
 /// Reads the configuration again.

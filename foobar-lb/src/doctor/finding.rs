@@ -78,6 +78,28 @@ kinds! {
     NextHopUnresolved = "next-hop-unresolved", Error;
     /// Outer headers do not fit on the way to a backend.
     MtuTooSmall = "mtu-too-small", Warning;
+    /// Nobody listens at the daemon's socket.
+    DaemonNotRunning = "daemon-not-running", Error;
+    /// The daemon does not answer.
+    DaemonHung = "daemon-hung", Error;
+    /// The daemon's maps are behind its state.
+    MapsBehind = "maps-behind", Error;
+    /// The last reload was refused.
+    ReloadRefused = "reload-refused", Warning;
+    /// What the operator said is lost, or would be at the next restart.
+    WordsNotKept = "words-not-kept", Warning;
+    /// The daemon is not of this command's version.
+    VersionDiffers = "version-differs", Warning;
+    /// There was no room to remember flows.
+    FlowsNotRemembered = "flows-not-remembered", Warning;
+    /// The daemon may open too few files.
+    FewOpenFiles = "few-open-files", Warning;
+    /// A backend is down.
+    BackendDown = "backend-down", Warning;
+    /// The reply of a backend goes past the balancer.
+    ReplyPastBalancer = "reply-past-balancer", Error;
+    /// A backend does not answer what the program sends it.
+    ProbeUnanswered = "probe-unanswered", Error;
     /// Something could not be looked at.
     CannotTell = "cannot-tell", Note;
 }
@@ -126,6 +148,7 @@ mod tests {
     fn each_kind_is_made_and_seen_by_a_test() {
         let tests = [
             include_str!("../../../tests/doctor.rs"),
+            include_str!("daemon.rs"),
             include_str!("offloads.rs"),
             include_str!("settings.rs"),
         ];

@@ -30,7 +30,7 @@ fn lacking_privileges() -> Option<Finding> {
 /// To load the program tries all at once: map types, helpers, BTF, the verifier's patience.
 fn refused_program() -> Option<Finding> {
     let error = Bpf::load(SMALL, 0).err()?;
-    let last = chain(&error).lines().map(str::trim).filter(|line| !line.is_empty()).last()?.to_owned();
+    let last = chain(&error).lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned();
     Some(Finding::new(Kind::ProgramRefused, "this kernel", last).remedy("foobar-lb verify"))
 }
 

@@ -331,6 +331,11 @@ impl State {
         hash_key(self.seed)
     }
 
+    /// The seed of the flow hash.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// A health check has something to say. Returns the service and the backend it is about.
     pub fn observe_health(&mut self, report: Report) -> Option<(&Service, &Backend)> {
         let service = self.services.iter_mut().find(|service| service.config.key == report.target.service)?;
