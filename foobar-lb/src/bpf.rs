@@ -4,6 +4,7 @@
 mod attach;
 mod decap;
 mod flows;
+mod inject;
 mod mappings;
 pub mod pins;
 mod read;
@@ -18,7 +19,7 @@ use aya::{
         Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramError, ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, loaded_programs},
+    programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
 };
 use aya_log::EbpfLogger;
 use aya_obj::{Object, programs::XdpAttachType};
@@ -290,20 +291,6 @@ impl Bpf {
     /// The program.
     pub fn program(&mut self) -> &mut Xdp {
         self.taken_over.as_mut().unwrap_or_else(|| program(&mut self.ebpf, name::PROGRAM))
-    }
-
-    /// Has the program treat a frame as if it had come in by the interface with this index, and do with it what it
-    /// decides: it is sent, or handed to the kernel (Linux 5.18).
-    pub fn inject(&mut self, frame: &[u8], ingress: u32) -> Result<(), Error> {
-        // A `struct xdp_md`: where data begins and ends, and where it arrived.
-        let context: [u32; 6] = [0, frame.len() as u32, 0, ingress, 0, 0];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(context.as_bytes()),
-            attrs: TestRunAttrs::new().xdp_live_frames(1),
-            ..TestRunOptions::default()
-        };
-        self.program().test_run(options).map(drop).map_err(|source| Error::Inject(Box::new(source)))
     }
 
     /// Passes on what the data path logs, which it does in debug builds only.
