@@ -30,9 +30,9 @@ fn a_wrong_file_changes_nothing() -> Result<()> {
     let balancer = Balancer::serve(&network, &good)?;
     let mut flows = open_flows(&network)?;
 
-    // It stands below [daemon], which has four lines.
+    // It stands below [daemon], which has five lines.
     let wrong = good.replacen("weight = 1", "weight = 1001", 1);
-    let line = 6 + wrong.lines().position(|line| line == "weight = 1001").context("it is wrong")?;
+    let line = 7 + wrong.lines().position(|line| line == "weight = 1001").context("it is wrong")?;
     balancer.write_services(&wrong)?;
     balancer.reload()?.expect(2, &[&format!("foobar-lb.toml:{line}:10"), "1001"])?;
     let failure = balancer.status()?.reload_failure.unwrap_or_default();
