@@ -64,9 +64,12 @@ impl Daemon {
                 link.interface.clone_from(&found.name);
             }
         }
-        for (index, interface) in &mut self.state.attached {
-            interface.mac = view.links[index].mac.unwrap_or(interface.mac);
-        }
+        // Where the kernel refused to detach, one may be here that has no link any more.
+        self.state.attached.retain(|index, interface| {
+            let found = view.links.get(index);
+            interface.mac = found.and_then(|link| link.mac).unwrap_or(interface.mac);
+            found.is_some()
+        });
         self.state.observe_network(view);
         for (name, interface) in self.find_those_back() {
             if let Err(error) = self.attach_again(&name, interface, bpf) {
