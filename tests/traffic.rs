@@ -37,6 +37,7 @@ mod restart;
 mod rights;
 mod routes;
 mod same_subnet;
+mod service_manager;
 mod snat;
 mod spread;
 mod traceroute;

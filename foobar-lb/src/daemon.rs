@@ -28,6 +28,7 @@ use crate::{
     neighbour::View,
     plan,
     reload::{self, Read, Reload},
+    service_manager::ServiceManager,
     start::chain,
     state::State,
     status,
@@ -98,6 +99,7 @@ pub struct Daemon {
     pins: Option<Pins>,
     reload: Reload,
     keeper: Keeper,
+    service_manager: ServiceManager,
     failure: Option<String>,
     /// Writes to the maps since the start.
     pub written: u64,
@@ -145,6 +147,7 @@ impl Daemon {
             tasks,
             reload,
             keeper,
+            service_manager: ServiceManager::find(),
             failure: None,
             written: 0,
             fault: Fault::asked_for(),
@@ -179,6 +182,8 @@ impl Daemon {
         shutdown: impl Future<Output = ()>,
     ) {
         tokio::pin!(shutdown);
+        self.say_ready();
+        let mut watchdog = self.service_manager.watchdog();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -187,6 +192,10 @@ impl Daemon {
                 Some(event) = events.recv() => self.handle(event, bpf),
                 () = sleep_until(self.rested.into()), if self.stale => Consequence::Nothing,
                 _ = tick.tick() => self.tick(bpf),
+                () = watchdog.is_due() => {
+                    self.service_manager.alive();
+                    Consequence::Nothing
+                }
             };
             match consequence {
                 Consequence::Nothing => {}
@@ -243,6 +252,7 @@ impl Daemon {
                 Consequence::Nothing
             }
             Event::Reload(request, answer) => {
+                self.service_manager.reloading();
                 self.tasks.run(self.reload.read(request, answer));
                 Consequence::Nothing
             }
@@ -272,7 +282,14 @@ impl Daemon {
             reloaded.moved = reload::moved(&before, &self.current.tables, &self.state);
             info!("{}", reload::describe(reloaded));
         }
+        self.say_ready();
         self.unless_failed(reloaded)
+    }
+
+    /// Tells the service manager that the balancer serves, and how.
+    fn say_ready(&mut self) {
+        let Self { state, reload, failure, .. } = self;
+        self.service_manager.ready(|| status::summarize(state, reload, failure.as_deref()));
     }
 
     /// What is told is in force.
@@ -349,6 +366,8 @@ impl Daemon {
     fn tick(&mut self, bpf: &mut Bpf) -> Consequence {
         let now = Instant::now();
         bpf.beat(monotonic());
+        let Self { state, reload, failure, .. } = self;
+        self.service_manager.inform(|| status::summarize(state, reload, failure.as_deref()));
         let over = self.state.next_change().is_some_and(|change| change <= now) | self.let_words_lapse(now);
         // While the maps are not what the state says, what they remember cannot be judged by it.
         let needed = self.state.needs_sweep() || self.flows.is_none();

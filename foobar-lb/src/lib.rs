@@ -24,6 +24,7 @@ pub mod prime;
 pub mod reload;
 pub mod review;
 pub mod seed;
+pub mod service_manager;
 pub mod slots;
 pub mod start;
 pub mod state;

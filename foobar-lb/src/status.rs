@@ -9,7 +9,7 @@ use crate::{
     bpf::{self, Bpf, Link},
     image::Mac,
     keeper::Keeper,
-    model::{self, Place, WhenEmpty},
+    model::{self, Admin, Health, Place, WhenEmpty},
     reload::Reload,
     state::{Backend, Drain, Origin, Service, Standing, State},
     sweep::Flows,
@@ -156,6 +156,30 @@ impl Sources<'_> {
             over,
         })
     }
+}
+
+/// One line on how the services are: `3 of 3 services up, 7 of 8 backends up`, and what is not as it should be. A service
+/// is up if one of its backends is and takes new flows.
+pub fn summarize(state: &State, reload: &Reload, failure: Option<&str>) -> String {
+    let is_up = |backend: &Backend| backend.health() == Health::Up;
+    let takes = |(backend, standing): (&Backend, Standing)| is_up(backend) && standing.eligible;
+    let serves = |service: &&Service| service.backends.iter().zip(service.standings()).any(takes);
+    let configured = || state.backends().filter(|backend| backend.admin() != Admin::Removed);
+    let mut line = format!(
+        "{} of {} services up, {} of {} backends up",
+        state.services.iter().filter(serves).count(),
+        state.services.len(),
+        configured().filter(|backend| is_up(backend)).count(),
+        configured().count()
+    );
+    let refused = reload.failure.as_ref().map(|failure| ("not reloaded", failure.why.as_str()));
+    let behind = failure.map(|why| ("the maps are not up to date", why));
+    for (what, why) in refused.into_iter().chain(behind) {
+        // What is wrong with a file is told in many lines, the first of which has the place and the mistake.
+        let why = why.lines().next().unwrap_or_default();
+        line.push_str(&format!("; {what}: {why}"));
+    }
+    line
 }
 
 fn saying(word: impl Display, Origin { by, at, until }: &Origin) -> api::Saying {

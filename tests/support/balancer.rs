@@ -42,23 +42,30 @@ impl Balancer {
         services: &str,
         options: &[&str],
     ) -> Result<Self> {
-        let files = Files::write(namespace, services)?;
-        let mut process = namespace
-            .start(&format!("{}-foobar-lb", namespace.name()), files.attach_words(interfaces, options)?)?;
-        let balancer = |process| Self {
-            process,
-            namespace: namespace.clone(),
-            config: files.config.clone(),
-            socket: files.socket.clone(),
-            is_quiet: false,
-        };
+        let mut balancer = Self::launch(&[], namespace, interfaces, services, options)?;
         let ready = wait_for(EVENTUALLY, "the balancer's answer", || {
-            let ended = process.has_ended().unwrap_or(true);
-            let answered = status(namespace, &files.socket).is_ok();
+            let ended = balancer.process.has_ended().unwrap_or(true);
+            let answered = balancer.status().is_ok();
             (ended || answered).then_some(answered)
         });
-        ensure!(ready.unwrap_or(false), "foobar-lb did not come up; it printed:\n{}", process.output()?);
-        Ok(balancer(process))
+        ensure!(ready.unwrap_or(false), "foobar-lb did not come up");
+        Ok(balancer)
+    }
+
+    /// The same, started by another command (`env NAME=VALUE`), and not waited for.
+    pub fn launch(
+        launcher: &[&str],
+        namespace: &Namespace,
+        interfaces: &[&str],
+        services: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let files = Files::write(namespace, services)?;
+        let launcher = launcher.iter().map(|&word| word.to_owned());
+        let words = launcher.chain(files.attach_words(interfaces, options)?);
+        let process = namespace.start(&format!("{}-foobar-lb", namespace.name()), words)?;
+        let Files { config, socket } = files;
+        Ok(Self { process, namespace: namespace.clone(), config, socket, is_quiet: false })
     }
 
     /// Dropping it will not show what it has printed.

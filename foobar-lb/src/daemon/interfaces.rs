@@ -34,6 +34,7 @@ impl Daemon {
 
     /// The end. What is pinned and attached stays.
     pub fn leave(&mut self) {
+        self.service_manager.stopping();
         match &self.pins {
             Some(pins) if !self.links.is_empty() => info!(
                 "the data path stays, on {}, with health as it is now; `foobar-lb detach` takes it off",
