@@ -40,6 +40,7 @@ fn connections_outlive_the_active_balancer() -> Result<()> {
     ensure!(!owns_vip(standby), "both balancers own the VIP");
     first.wait_until_serving()?;
     second.wait_until_serving()?;
+    expect_same_fingerprints(&first, &second)?;
     let mut flows = KINDS
         .iter()
         .map(|&(family, protocol)| {
@@ -61,6 +62,18 @@ fn connections_outlive_the_active_balancer() -> Result<()> {
     let served = second.status()?;
     let packets: u64 = served.services.iter().map(|service| service.packets).sum();
     ensure!(packets > 0, "the standby took over, but counted nothing");
+    Ok(())
+}
+
+/// Flows go the same way through both.
+fn expect_same_fingerprints(first: &Balancer, second: &Balancer) -> Result<()> {
+    let fingerprints = |balancer: &Balancer| {
+        let services = balancer.status()?.services.into_iter();
+        Ok::<Vec<_>, anyhow::Error>(services.map(|service| (service.name, service.fingerprint)).collect())
+    };
+    let (first, second) = (fingerprints(first)?, fingerprints(second)?);
+    ensure!(first == second, "they differ: {first:?}, {second:?}");
+    ensure!(first.iter().all(|(_, fingerprint)| fingerprint.is_some()), "there is none: {first:?}");
     Ok(())
 }
 

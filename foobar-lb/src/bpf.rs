@@ -8,6 +8,7 @@ mod inject;
 mod mappings;
 pub mod pins;
 mod read;
+mod running;
 mod words;
 
 use std::{hash::Hasher, io, path::PathBuf, time::Duration};
@@ -19,7 +20,7 @@ use aya::{
         Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
+    programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
 use aya_obj::{Object, programs::XdpAttachType};
@@ -35,6 +36,7 @@ use foobar_lb_ebpf::{
     reason::Reason,
 };
 pub use pins::Pins;
+pub use running::{Running, describe_program, is_ours, read_running};
 use siphasher::sip::SipHasher13;
 use tokio::io::{Interest, unix::AsyncFd};
 use words::Words;
@@ -93,6 +95,14 @@ pub enum Error {
         what: &'static str,
         /// What the kernel said.
         source: Box<MapError>,
+    },
+    /// A loaded program cannot be looked at.
+    #[error("cannot look at {program}")]
+    Look {
+        /// Which.
+        program: String,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// What is pinned cannot be taken over, or nothing can be pinned.
     #[error(transparent)]
@@ -481,20 +491,6 @@ impl Store for Bpf {
     fn retain_mapped(&mut self, keep: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Error> {
         self.flows.retain_mapped(keep)
     }
-}
-
-/// Whether a loaded program is the balancer's.
-pub fn is_ours(id: u32) -> bool {
-    let found = loaded_programs().flatten().find(|info| info.id() == id);
-    found.is_some_and(|info| info.name_as_str() == Some(name::PROGRAM))
-}
-
-/// Name and id of a loaded program, for people.
-pub fn describe_program(id: u32) -> String {
-    let same = |info: &ProgramInfo| info.id() == id;
-    let info = loaded_programs().flatten().find(same);
-    let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
-    format!("`{}` (id {id})", name.unwrap_or("?"))
 }
 
 fn our_object() -> &'static [u8] {

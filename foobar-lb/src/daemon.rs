@@ -295,7 +295,8 @@ impl Daemon {
     /// What is told is in force.
     fn status(&mut self, bpf: &mut Bpf) -> Result<api::Status, api::Failure> {
         self.catch_up(bpf);
-        self.sources(bpf).gather(self.links.values()).map_err(api::Failure::of)
+        let program = bpf.program_id().map_err(api::Failure::of)?;
+        self.sources(bpf).gather(self.links.values(), program).map_err(api::Failure::of)
     }
 
     fn backend_status(
@@ -321,6 +322,7 @@ impl Daemon {
         status::Sources {
             state: &self.state,
             bpf,
+            image: &self.current,
             flows: self.flows.as_ref(),
             failure: self.failure.as_deref(),
             keeper: &self.keeper,

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod decap;
 pub mod doctor;
 pub mod fault;
+pub mod fingerprint;
 pub mod health;
 pub mod image;
 pub mod keeper;

@@ -7,7 +7,8 @@ use foobar_lb_ebpf::layout::NO_BACKEND;
 use crate::{
     api,
     bpf::{self, Bpf, Link},
-    image::Mac,
+    fingerprint::{Fingerprint, fingerprints},
+    image::{Image, Mac},
     keeper::Keeper,
     model::{self, Admin, Health, Place, WhenEmpty},
     reload::Reload,
@@ -21,6 +22,8 @@ pub struct Sources<'s> {
     pub state: &'s State,
     /// The counters.
     pub bpf: &'s Bpf,
+    /// What the maps hold.
+    pub image: &'s Image,
     /// Flows remembered on each backend, by its id, if they were counted.
     pub flows: Option<&'s BTreeMap<u32, Flows>>,
     /// Why the maps are not as they should be.
@@ -35,8 +38,13 @@ pub struct Sources<'s> {
 
 impl Sources<'_> {
     /// Gathers the status.
-    pub fn gather<'l>(&self, links: impl Iterator<Item = &'l Link>) -> Result<api::Status, bpf::Error> {
-        let services = self.state.services.iter().map(|service| self.gather_service(service));
+    pub fn gather<'l>(
+        &self,
+        links: impl Iterator<Item = &'l Link>,
+        program_id: u32,
+    ) -> Result<api::Status, bpf::Error> {
+        let prints = fingerprints(self.image, &self.state.hash_key());
+        let services = self.state.services.iter().map(|service| self.gather_service(service, &prints));
         let reasons = self.bpf.reasons()?.into_iter().map(|(reason, count)| {
             let help = reason.help().trim().to_owned();
             (reason.name().to_owned(), api::Count { packets: count.packets, bytes: count.bytes, help })
@@ -50,6 +58,7 @@ impl Sources<'_> {
             reload_failed_seconds: self.reload.failure.as_ref().map(|failure| failure.at.elapsed().as_secs()),
             words_lost: self.keeper.lost.clone(),
             words_unkept: self.keeper.failure.clone(),
+            program_id,
             interfaces: links
                 .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
                 .collect(),
@@ -66,7 +75,11 @@ impl Sources<'_> {
         Ok(api::Backend { slots, drain: self.gather_drain(backend, service), ..gathered })
     }
 
-    fn gather_service(&self, service: &Service) -> Result<api::Service, bpf::Error> {
+    fn gather_service(
+        &self,
+        service: &Service,
+        prints: &BTreeMap<u32, Fingerprint>,
+    ) -> Result<api::Service, bpf::Error> {
         let owned = service.table.owned();
         let backends = service
             .backends
@@ -87,14 +100,12 @@ impl Sources<'_> {
             mode: service.config.mode.name().to_owned(),
             disabled: service.disabled.as_ref().map(|origin| saying("disabled", origin)),
             slots: config.table_size,
+            first_slot: service.table.first(),
+            fingerprint: prints.get(&service.table.first()).map(Fingerprint::to_string),
             slots_unsettled: service.table.unsettled() as u32,
             slots_unowned: owned.get(&NO_BACKEND).copied().unwrap_or(0),
             fails_open: service.fails_open(),
-            when_empty: match config.when_empty {
-                WhenEmpty::FailOpen => "fail-open",
-                WhenEmpty::Refuse => "refuse",
-            }
-            .to_owned(),
+            when_empty: name_of(config.when_empty).to_owned(),
             packets: total(|backend| backend.packets),
             bytes: total(|backend| backend.bytes),
             reply_packets: total(|backend| backend.reply_packets),
@@ -180,6 +191,13 @@ pub fn summarize(state: &State, reload: &Reload, failure: Option<&str>) -> Strin
         line.push_str(&format!("; {what}: {why}"));
     }
     line
+}
+
+fn name_of(when_empty: WhenEmpty) -> &'static str {
+    match when_empty {
+        WhenEmpty::FailOpen => "fail-open",
+        WhenEmpty::Refuse => "refuse",
+    }
 }
 
 fn saying(word: impl Display, Origin { by, at, until }: &Origin) -> api::Saying {

@@ -43,20 +43,7 @@ pub fn render(status: &Status) -> String {
 }
 
 fn render_service(service: &Service) -> String {
-    let Service { name, protocol, address, mode, slots_unsettled, fails_open, when_empty, .. } = service;
-    let mut notes = String::new();
-    if let Some(saying) = &service.disabled {
-        write!(notes, ", DISABLED by {}", source(saying)).expect("a string can be written to");
-    }
-    if *fails_open {
-        notes.push_str(", NO BACKEND ELIGIBLE: new flows go to all that are enabled");
-    } else if !service.backends.iter().any(|backend| backend.eligible) {
-        write!(notes, ", NO BACKEND ELIGIBLE ({when_empty}): new flows are dropped")
-            .expect("a string can be written to");
-    }
-    if *slots_unsettled > 0 {
-        write!(notes, ", {slots_unsettled} slots not settled").expect("a string can be written to");
-    }
+    let Service { name, protocol, address, mode, .. } = service;
     let mut table = new_table(&[
         "backend", "address", "admin", "health", "for", "weight", "slots", "packets", "replies", "why",
     ]);
@@ -78,7 +65,30 @@ fn render_service(service: &Service) -> String {
     align_right(&mut table, 5..=8);
     let words: String = service.backends.iter().map(render_words).collect();
     let drains: String = service.backends.iter().filter_map(render_drain).collect();
+    let notes = render_notes(service);
     format!("{name}  {protocol} {address}  {mode}{notes}\n{table}\n{words}{drains}")
+}
+
+/// What is special about a service, and its fingerprint.
+fn render_notes(service: &Service) -> String {
+    let Service { slots_unsettled, fails_open, when_empty, .. } = service;
+    let mut notes = String::new();
+    if let Some(saying) = &service.disabled {
+        write!(notes, ", DISABLED by {}", source(saying)).expect("a string can be written to");
+    }
+    if *fails_open {
+        notes.push_str(", NO BACKEND ELIGIBLE: new flows go to all that are enabled");
+    } else if !service.backends.iter().any(|backend| backend.eligible) {
+        write!(notes, ", NO BACKEND ELIGIBLE ({when_empty}): new flows are dropped")
+            .expect("a string can be written to");
+    }
+    if *slots_unsettled > 0 {
+        write!(notes, ", {slots_unsettled} slots not settled").expect("a string can be written to");
+    }
+    if let Some(fingerprint) = &service.fingerprint {
+        write!(notes, ", fingerprint {fingerprint}").expect("a string can be written to");
+    }
+    notes
 }
 
 /// `web1: draining said by alice (uid 1000) at 14:05, until 14:35; the configuration says enabled`

@@ -353,6 +353,8 @@ pub struct Interface {
 pub struct Service {
     pub name: String,
     pub slots: u32,
+    pub first_slot: u32,
+    pub fingerprint: Option<String>,
     pub slots_unsettled: u32,
     pub packets: u64,
     pub backends: Vec<Backend>,

@@ -25,6 +25,9 @@ pub struct Status {
     pub words_lost: Option<String>,
     /// Why what is said would not outlive this daemon; absent if it would.
     pub words_unkept: Option<String>,
+    /// The kernel's id of the program, as `bpftool prog show id` takes it.
+    #[serde(default)]
+    pub program_id: u32,
     /// Where the data path is attached.
     pub interfaces: Vec<Interface>,
     /// In the order of the configuration.
@@ -57,6 +60,13 @@ pub struct Service {
     pub disabled: Option<Saying>,
     /// Slots of its table.
     pub slots: u32,
+    /// Where in the map of all slots its table begins.
+    #[serde(default)]
+    pub first_slot: u32,
+    /// 16 hexadecimal digits that are the same wherever new flows of the service go to the same backends in the same way;
+    /// absent while it is disabled.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
     /// Slots in which remembered flows count.
     pub slots_unsettled: u32,
     /// Slots that no backend owns.

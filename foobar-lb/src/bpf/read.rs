@@ -65,7 +65,7 @@ impl Bpf {
     }
 }
 
-fn read_map<K: Pod, V: Pod + AsRef<[u8]>, A: Ord, B: FromBytes + IntoBytes + Immutable>(
+pub(super) fn read_map<K: Pod, V: Pod + AsRef<[u8]>, A: Ord, B: FromBytes + IntoBytes + Immutable>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
     key_of: impl Fn(K) -> A,
@@ -89,7 +89,7 @@ fn read_numbers<K: Pod, A: Ord>(
     map.iter().map(entry).collect::<Result<_, _>>().map_err(failed(name, "read"))
 }
 
-fn read_tree<const K: usize, const V: usize, A, B>(
+pub(super) fn read_tree<const K: usize, const V: usize, A, B>(
     tree: &Tree<K, V>,
     name: &'static str,
 ) -> Result<BTreeMap<Prefix<A>, B>, Error>
@@ -104,7 +104,7 @@ where
     tree.iter().map(entry).collect::<Result<_, _>>().map_err(failed(name, "read"))
 }
 
-fn read_place<V: Pod + AsRef<[u8]>, B: FromBytes + IntoBytes + Immutable>(
+pub(super) fn read_place<V: Pod + AsRef<[u8]>, B: FromBytes + IntoBytes + Immutable>(
     array: &Array<MapData, V>,
     place: u32,
     name: &'static str,

@@ -19,7 +19,11 @@ pub(super) struct Words(MmapRaw);
 impl Words {
     /// Those of a map that has so many.
     pub fn take(ebpf: &mut Ebpf, map: &'static str, count: u32) -> Result<Self, Error> {
-        let array: Array<MapData, u64> = take(ebpf, map)?;
+        Self::of(&take(ebpf, map)?, map, count)
+    }
+
+    /// The same where the map is at hand.
+    pub fn of(array: &Array<MapData, u64>, map: &'static str, count: u32) -> Result<Self, Error> {
         let mapped = MmapOptions::new()
             .len(count as usize * size_of::<u64>())
             .map_raw(&array.map().fd().as_fd())

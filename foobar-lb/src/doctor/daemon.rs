@@ -114,6 +114,7 @@ mod tests {
             reload_failed_seconds: None,
             words_lost: None,
             words_unkept: None,
+            program_id: 1,
             interfaces: Vec::new(),
             services: Vec::new(),
             reasons: BTreeMap::new(),

@@ -84,6 +84,8 @@ kinds! {
     DaemonHung = "daemon-hung", Error;
     /// The daemon's maps are behind its state.
     MapsBehind = "maps-behind", Error;
+    /// The daemon's maps are not what it wrote.
+    TablesDiffer = "tables-differ", Error;
     /// The last reload was refused.
     ReloadRefused = "reload-refused", Warning;
     /// What the operator said is lost, or would be at the next restart.
@@ -148,6 +150,7 @@ mod tests {
     fn each_kind_is_made_and_seen_by_a_test() {
         let tests = [
             include_str!("../../../tests/doctor.rs"),
+            include_str!("../../../tests/doctor/tables.rs"),
             include_str!("daemon.rs"),
             include_str!("offloads.rs"),
             include_str!("settings.rs"),

@@ -1,7 +1,7 @@
 //! `foobar-lb doctor`: looks at a set-up the way an experienced operator would, and tells what is wrong and what would
 //! mend it. It changes nothing. A file for each topic: `host` privileges, kernel and interfaces, `offloads` what
 //! network cards do to packets before the program, `settings` sysctls, firewalls and ports, `network` next hops and MTU,
-//! `daemon` the daemon's own word. `probe` and `answers` try every backend through the data path.
+//! `daemon` the daemon's own word, `tables` whether its maps hold what it wrote. `probe` and `answers` try every backend through the data path.
 
 mod answers;
 mod daemon;
@@ -11,6 +11,7 @@ mod network;
 mod offloads;
 mod probe;
 mod settings;
+mod tables;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -54,6 +55,7 @@ impl Subject {
         }
         let mut findings = daemon::judge(status);
         findings.extend(daemon::judge_files(&self.socket, status).await);
+        findings.extend(tables::examine(&self.socket, status).await);
         findings.extend(answers::examine(&self.socket, status).await);
         findings
     }
