@@ -62,7 +62,7 @@ fn what_cannot_be_the_socket_is_refused() -> Result<()> {
 }
 
 /// The program under test, where everybody may run it.
-fn for_everybody(network: &Network) -> Result<PathBuf> {
+pub fn for_everybody(network: &Network) -> Result<PathBuf> {
     let program = network.lab.directory().join("foobar-lb");
     fs::copy(binary()?, &program)?;
     Ok(program)

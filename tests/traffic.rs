@@ -26,6 +26,7 @@ mod lifecycle;
 mod maintain;
 mod mysql;
 mod one_arm;
+mod own_user;
 mod passthrough;
 mod path_mtu;
 mod ping;

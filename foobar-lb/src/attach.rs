@@ -63,6 +63,7 @@ pub async fn attach(
     reloads: mpsc::Receiver<()>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    start::require_privileges_for(&config)?;
     let pins = options.pin.then(|| start::hold_pins(&config)).transpose()?;
     let interfaces = start::inspect(&options.interfaces, pins.as_ref()).await?;
     let seed = start::prepare_state(&config, pins.as_ref())?;

@@ -146,6 +146,7 @@ impl Reload {
         }
         let room = Room { slots: config.daemon.slots, backends: config.daemon.backends };
         state.check(&config.services, room).map_err(api::Failure::of)?;
+        start::require_privileges_for(config).map_err(api::Failure::of)?;
         check_moves(config, room, request, state)?;
         self.ensure_settings_of(config, state).map_err(api::Failure::of)?;
         let displaced = state.reconfigure(config.services.clone(), room).map_err(api::Failure::of)?;

@@ -48,7 +48,7 @@ pub enum Error {
     /// Not enough rights.
     #[error(
         "not permitted: run as root, or give the process the capabilities {}",
-        missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        missing.iter().map(|lacking| format!("{lacking}, {}", purpose(*lacking))).collect::<Vec<_>>().join("; ")
     )]
     Privileges {
         /// What it lacks.
@@ -125,15 +125,21 @@ pub enum Error {
     Bpf(#[from] bpf::Error),
 }
 
+/// Refuses where this process lacks what it takes to attach with this configuration.
+pub fn require_privileges_for(config: &Config) -> Result<(), Error> {
+    let announces = config.services.iter().any(|service| service.announced().next().is_some());
+    let to_announce = announces.then_some(Capability::CAP_NET_RAW);
+    require_privileges(&NEEDED.into_iter().chain(to_announce).collect::<Vec<_>>())
+}
+
 /// What is pinned, held for this process; nothing is changed yet.
 pub fn hold_pins(config: &Config) -> Result<Pins, Error> {
-    require_privileges_to_attach()?;
     Ok(Pins::hold(&config.daemon.pin_path).map_err(bpf::Error::from)?)
 }
 
 /// The interfaces that were asked for, looked at; nothing is changed yet.
 pub async fn inspect(names: &[String], pins: Option<&Pins>) -> Result<Vec<(String, Interface)>, Error> {
-    require_privileges_to_attach()?;
+    require_privileges(&NEEDED)?;
     let interfaces = find_interfaces(names).await?;
     for (name, interface) in &interfaces {
         let Some(attachment) = interface.xdp else { continue };
@@ -143,10 +149,6 @@ pub async fn inspect(names: &[String], pins: Option<&Pins>) -> Result<Vec<(Strin
         }
     }
     Ok(interfaces)
-}
-
-fn require_privileges_to_attach() -> Result<(), Error> {
-    require_privileges(&NEEDED)
 }
 
 /// The same where no program is to be attached.
@@ -176,6 +178,16 @@ fn missing(needed: &[Capability]) -> Vec<Capability> {
     let lacks =
         |capability: &Capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(true);
     needed.iter().copied().filter(lacks).collect()
+}
+
+fn purpose(capability: Capability) -> &'static str {
+    match capability {
+        Capability::CAP_BPF => "to load programs and make maps",
+        Capability::CAP_NET_ADMIN => "to attach programs and to set kernel settings of the network",
+        Capability::CAP_NET_RAW => "to announce VIPs",
+        Capability::CAP_PERFMON => "to have the kernel take programs that compute with pointers",
+        _ => "which is needed",
+    }
 }
 
 fn require_privileges(needed: &[Capability]) -> Result<(), Error> {

@@ -64,8 +64,13 @@ impl Balancer {
         let launcher = launcher.iter().map(|&word| word.to_owned());
         let words = launcher.chain(files.attach_words(interfaces, options)?);
         let process = namespace.start(&format!("{}-foobar-lb", namespace.name()), words)?;
+        Ok(Self::started(process, namespace, files))
+    }
+
+    /// One that was started with these files.
+    pub fn started(process: Process, namespace: &Namespace, files: Files) -> Self {
         let Files { config, socket } = files;
-        Ok(Self { process, namespace: namespace.clone(), config, socket, is_quiet: false })
+        Self { process, namespace: namespace.clone(), config, socket, is_quiet: false }
     }
 
     /// Dropping it will not show what it has printed.

@@ -401,17 +401,14 @@ fn interface_name(index: u32) -> String {
 
 /// The directory may not be there yet; what is above it counts then.
 fn ensure_bpffs(root: &Path) -> Result<(), Error> {
-    if root.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
+    let is_on_one = || root.ancestors().find(|path| path.exists()).is_some_and(is_bpffs);
+    if !is_on_one() && root.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
         tracing::info!("mounting bpffs at {BPFFS}");
         let none: Option<&str> = None;
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
             .map_err(|errno| failed("mount bpffs at", Path::new(BPFFS))(errno.into()))?;
     }
-    let there = root.ancestors().find(|path| path.exists());
-    match there {
-        Some(path) if is_bpffs(path) => Ok(()),
-        _ => Err(Error::NotBpffs { path: root.to_owned() }),
-    }
+    if is_on_one() { Ok(()) } else { Err(Error::NotBpffs { path: root.to_owned() }) }
 }
 
 fn is_bpffs(path: &Path) -> bool {
