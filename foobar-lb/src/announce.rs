@@ -4,7 +4,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -14,16 +13,16 @@ use etherparse::{
 };
 use nix::{
     errno::Errno,
-    ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 use tracing::warn;
+
+use crate::ethernet::{self, BROADCAST};
 
 /// How often each VIP is announced. A frame may get lost, and a switch may still be learning.
 const ROUNDS: usize = 3;
 const INTERVAL: Duration = Duration::from_secs(1);
 
-const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// RFC 2464 section 7: how Ethernet carries a packet to all nodes.
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -34,12 +33,9 @@ pub enum Error {
     /// No raw socket; it needs `CAP_NET_RAW`.
     #[error("cannot open a packet socket to announce VIPs")]
     Open(#[source] Errno),
-    /// The interfaces cannot be listed.
-    #[error("cannot list the network interfaces")]
-    List(#[source] Errno),
-    /// An interface is gone, or is not Ethernet.
-    #[error("cannot announce VIPs on {0:?}: there is no Ethernet interface of that name")]
-    NoInterface(String),
+    /// An interface cannot be used.
+    #[error("cannot announce VIPs")]
+    Interface(#[from] ethernet::Error),
 }
 
 /// Announces every VIP on every interface, three times, a second apart. Dropping the future ends it. A frame
@@ -51,43 +47,20 @@ pub async fn announce(interfaces: &[String], vips: &[IpAddr]) -> Result<(), Erro
     // Protocol 0: a socket that only sends costs the machine's traffic nothing.
     let socket =
         socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(Error::Open)?;
-    let links = find_links(interfaces)?;
+    let links = ethernet::find_links(interfaces.iter().map(String::as_str))?;
     let mut interval = tokio::time::interval(INTERVAL);
     for _ in 0..ROUNDS {
         interval.tick().await;
         for link in &links {
             for &vip in vips {
-                if let Err(error) = send(&socket, &link.address, &frame(vip, link.mac)) {
+                // A frame that does not fit now is not worth holding up the daemon.
+                if let Err(error) = link.send(&socket, &frame(vip, link.mac)) {
                     warn!(%vip, interface = link.name, %error, "cannot announce a VIP");
                 }
             }
         }
     }
     Ok(())
-}
-
-/// Where frames are sent.
-struct Link<'a> {
-    name: &'a str,
-    address: LinkAddr,
-    mac: [u8; 6],
-}
-
-fn find_links(interfaces: &[String]) -> Result<Vec<Link<'_>>, Error> {
-    let addresses = Vec::from_iter(getifaddrs().map_err(Error::List)?);
-    let find = |name| {
-        let named = addresses.iter().filter(|address| address.interface_name == name);
-        let mut links = named.filter_map(|address| address.address.as_ref()?.as_link_addr());
-        let address = *links.find(|link| link.hatype() == nix::libc::ARPHRD_ETHER)?;
-        Some(Link { name, address, mac: address.addr()? })
-    };
-    let names = interfaces.iter().map(String::as_str);
-    names.map(|name| find(name).ok_or_else(|| Error::NoInterface(name.to_owned()))).collect()
-}
-
-fn send(socket: &OwnedFd, link: &LinkAddr, frame: &[u8]) -> Result<(), Errno> {
-    // The socket never waits: a frame that does not fit now is not worth holding up the daemon.
-    sendto(socket.as_raw_fd(), frame, link, MsgFlags::MSG_DONTWAIT).map(|_| ())
 }
 
 fn frame(vip: IpAddr, mac: [u8; 6]) -> Vec<u8> {

@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod decap;
 pub mod doctor;
+pub mod ethernet;
 pub mod fault;
 pub mod fingerprint;
 pub mod health;

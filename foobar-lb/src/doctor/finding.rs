@@ -78,6 +78,10 @@ kinds! {
     NextHopUnresolved = "next-hop-unresolved", Error;
     /// Outer headers do not fit on the way to a backend.
     MtuTooSmall = "mtu-too-small", Warning;
+    /// More than one host answers for an address.
+    AddressTwice = "address-twice", Error;
+    /// A backend answers for the VIP on its link.
+    VipNotQuiet = "vip-not-quiet", Error;
     /// Nobody listens at the daemon's socket.
     DaemonNotRunning = "daemon-not-running", Error;
     /// The daemon does not answer.
@@ -150,6 +154,7 @@ mod tests {
     fn each_kind_is_made_and_seen_by_a_test() {
         let tests = [
             include_str!("../../../tests/doctor.rs"),
+            include_str!("../../../tests/doctor/owners.rs"),
             include_str!("../../../tests/doctor/tables.rs"),
             include_str!("daemon.rs"),
             include_str!("offloads.rs"),

@@ -1,7 +1,7 @@
 //! `foobar-lb doctor`: looks at a set-up the way an experienced operator would, and tells what is wrong and what would
 //! mend it. It changes nothing. A file for each topic: `host` privileges, kernel and interfaces, `offloads` what
 //! network cards do to packets before the program, `settings` sysctls, firewalls and ports, `network` next hops and MTU,
-//! `daemon` the daemon's own word, `tables` whether its maps hold what it wrote. `probe` and `answers` try every backend through the data path.
+//! `owners` who answers for addresses, `daemon` the daemon's own word, `tables` whether its maps hold what it wrote. `probe` and `answers` try every backend through the data path.
 
 mod answers;
 mod daemon;
@@ -9,6 +9,7 @@ mod finding;
 mod host;
 mod network;
 mod offloads;
+mod owners;
 mod probe;
 mod settings;
 mod tables;
@@ -64,16 +65,17 @@ impl Subject {
         let mut findings = host::examine(&self.interfaces).await;
         findings.extend(offloads::examine(&self.interfaces).await);
         match network::look(&self.config.services, NEIGHBOURS).await {
-            Ok(view) => findings.extend(self.examine_with(&view)),
+            Ok(view) => findings.extend(self.examine_with(&view).await),
             Err(error) => findings.push(unseen("the network", &error)),
         }
         findings
     }
 
-    fn examine_with(&self, view: &View) -> Vec<Finding> {
+    async fn examine_with(&self, view: &View) -> Vec<Finding> {
         let locals: Vec<_> = view.locals.iter().copied().collect();
         let mut findings = settings::examine(&self.config, &self.interfaces, &locals);
         findings.extend(network::examine(&self.config.services, &self.interfaces, view));
+        findings.extend(owners::examine(&self.config.services, &self.interfaces, view).await);
         findings
     }
 }
