@@ -8,6 +8,7 @@ mod api;
 mod attach;
 mod bulk;
 mod checksums;
+mod coexist;
 mod consistency;
 mod decap;
 mod direct;

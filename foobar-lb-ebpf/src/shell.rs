@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
     helpers::{bpf_ktime_get_ns, bpf_redirect},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
     programs::XdpContext,
 };
 use foobar_lb_ebpf::{
@@ -88,6 +88,8 @@ static REASONS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Reason::ALL.l
 static MEMBERS: Array<Word> = Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
 #[map]
 static DAEMON: Array<Word> = Array::with_max_entries(daemon_word::COUNT, BPF_F_MMAPABLE);
+#[map]
+static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[unsafe(no_mangle)]
 static HASH_KEY: HashKey = [0; size_of::<HashKey>() / size_of::<u32>()];
@@ -98,9 +100,20 @@ static HASH_KEY: HashKey = [0; size_of::<HashKey>() / size_of::<u32>()];
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// What becomes of a packet that has arrived, as the kernel wants to hear it; [`balance::balance`] in pieces.
+/// What becomes of a packet that has arrived, as the kernel wants to hear it.
 #[inline(always)]
 pub fn run(context: &XdpContext) -> u32 {
+    let action = balance(context);
+    if action == xdp_action::XDP_PASS {
+        // SAFETY: nothing is left to be done here, and the kernel accepts no program that does not suit this one.
+        unsafe { NEXT.tail_call(context, 0) };
+    }
+    action
+}
+
+/// [`balance::balance`] in pieces.
+#[inline(always)]
+fn balance(context: &XdpContext) -> u32 {
     let mut packet = Arrived::new(context);
     let (mut ingress, mut tags) = (packet.ingress(), 0);
     if vlan::is_tagged(&packet.frame()) {

@@ -66,13 +66,14 @@ pub async fn attach(
     start::require_privileges_for(&config)?;
     let pins = options.pin.then(|| start::hold_pins(&config)).transpose()?;
     let interfaces = start::inspect(&options.interfaces, pins.as_ref()).await?;
+    let next = start::find_next(options.next.as_ref())?;
     let seed = start::prepare_state(&config, pins.as_ref())?;
     let mut listeners = Listeners::bind(&config).await?;
     let (sender, mut events) = mpsc::channel(1024);
     let mut tasks = Tasks::new(sender.clone());
 
     let mut settings = Settings::new(&config, pins.as_ref())?;
-    let mut bpf = start::load(&config, seed, pins.as_ref())?;
+    let mut bpf = start::load(&config, seed, pins.as_ref(), next.as_ref())?;
     let (mut state, current) = match pins.as_ref().filter(|pins| pins.are_whole()) {
         Some(pins) => take_over(&config, seed, &mut bpf, pins)?,
         None => (State::new(config.services.clone(), seed), Image::default()),
@@ -91,6 +92,7 @@ pub async fn attach(
     let mut daemon = Daemon::new(state, current, tasks, reload, keeper, pins);
     daemon.fill(&mut bpf).map_err(Error::Fill)?;
     info!(writes = daemon.written, "the maps are up to date");
+    bpf.set_next(next).map_err(start::Error::from)?;
     daemon.attach(&mut bpf, &interfaces, mode, seed)?;
 
     daemon.start_keeping(sender.clone());

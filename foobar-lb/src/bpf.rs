@@ -6,16 +6,18 @@ mod decap;
 mod flows;
 mod inject;
 mod mappings;
+pub mod next;
+mod object;
 pub mod pins;
 mod read;
 mod running;
 mod words;
 
-use std::{hash::Hasher, io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 pub use attach::{Attach, Link, Mode, Size};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    Ebpf, EbpfError,
     maps::{
         Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
@@ -23,11 +25,10 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
-use aya_obj::{Object, programs::XdpAttachType};
+use aya_obj::Object;
 pub use decap::Decap;
 pub use flows::FlowMaps;
 use foobar_lb_ebpf::{
-    flow::hash_key,
     layout::{
         Address, Backend, Count, DirectKey, Endpoint, Interface, KNOWN_WORDS, PrefixKey, RangeKey, Reply,
         ReplyKey, Routes, ServerId, Service, Sources, Traffic, Tunnel, Vip, VlanKey, capacity, daemon_word,
@@ -35,9 +36,11 @@ use foobar_lb_ebpf::{
     },
     reason::Reason,
 };
+pub use next::Next;
+pub use object::Frames;
+use object::{load_maps, load_program, program};
 pub use pins::Pins;
 pub use running::{Running, describe_program, is_ours, read_running};
-use siphasher::sip::SipHasher13;
 use tokio::io::{Interest, unix::AsyncFd};
 use words::Words;
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
@@ -107,6 +110,9 @@ pub enum Error {
     /// What is pinned cannot be taken over, or nothing can be pinned.
     #[error(transparent)]
     Pins(#[from] pins::Error),
+    /// No program can be put behind this one.
+    #[error(transparent)]
+    Next(#[from] next::Error),
     /// A map, the program or a link cannot be pinned.
     #[error("cannot pin {}", path.display())]
     Pin {
@@ -178,8 +184,11 @@ const ENDPOINT: usize = size_of::<Endpoint>();
 /// The loaded data path. Dropping it detaches it, unless it is pinned.
 pub struct Bpf {
     ebpf: Ebpf,
+    frames: Frames,
     /// The program that was there before, and is the same.
     taken_over: Option<Xdp>,
+    /// Name and id of the program behind this one.
+    next_program: Option<String>,
     slots: Words,
     known: Words,
     generation: Words,
@@ -207,8 +216,8 @@ pub struct Bpf {
 
 impl Bpf {
     /// Loads program and maps into the kernel, attached nowhere.
-    pub fn load(capacities: Capacities, seed: u64) -> Result<Self, Error> {
-        Self::load_object(our_object(), capacities, seed)
+    pub fn load(frames: Frames, capacities: Capacities, seed: u64) -> Result<Self, Error> {
+        Ok(Self { frames, ..Self::load_object(&frames.object(), capacities, seed)? })
     }
 
     /// Loads another object with the same program and maps, except that it remembers flows in some other of the maps
@@ -221,22 +230,28 @@ impl Bpf {
 
     /// Goes on with the maps that are pinned, if they are whole, and with the program if it is the same. New maps are
     /// pinned at once, a new program by [`Bpf::pin_program`].
-    pub fn load_pinned(capacities: Capacities, seed: u64, pins: &Pins) -> Result<Self, Error> {
-        let object = our_object();
-        let parsed = Object::parse(object).map_err(|error| Error::Load(Box::new(error.into())))?;
+    pub fn load_pinned(
+        frames: Frames,
+        capacities: Capacities,
+        seed: u64,
+        pins: &Pins,
+    ) -> Result<Self, Error> {
+        let object = frames.object();
+        let parsed = Object::parse(&object).map_err(|error| Error::Load(Box::new(error.into())))?;
         let kept = pins.kept(&parsed, capacities)?;
-        let paths: Vec<_> = kept.iter().map(|map| (*map, pins.map(map))).collect();
-        let mut ebpf = load_maps(object, capacities, seed, &paths)?;
+        let taken_over = pins.take_program(frames, seed);
+        // What runs behind a program is that program's, not the data path's.
+        let with_program = taken_over.is_some().then_some(name::NEXT);
+        let paths: Vec<_> =
+            kept.iter().copied().chain(with_program).map(|map| (map, pins.map(map))).collect();
+        let mut ebpf = load_maps(&object, capacities, seed, &paths)?;
         for map in name::KEPT.into_iter().filter(|map| !kept.contains(map)) {
             pins.pin(&pins.map(map), |path| ebpf.map(map).expect("the object has this map").pin(path))?;
         }
-        let is_same = pins.object() == Some(made_of(seed));
-        let taken_over =
-            is_same.then(|| Xdp::from_pin(pins.program(), XdpAttachType::Interface).ok()).flatten();
         if taken_over.is_none() {
             load_program(&mut ebpf, name::PROGRAM)?;
         }
-        let bpf = Self { taken_over, ..Self::with_maps(ebpf, capacities)? };
+        let bpf = Self { frames, taken_over, ..Self::with_maps(ebpf, capacities)? };
         bpf.daemon.store(daemon_word::SEED, [seed]);
         bpf.daemon.store(daemon_word::PROCESS, [std::process::id().into()]);
         Ok(bpf)
@@ -245,9 +260,11 @@ impl Bpf {
     /// Pins the program in the place of the one before, if it is another.
     pub fn pin_program(&mut self, pins: &Pins, seed: u64) -> Result<(), Error> {
         if self.taken_over.is_none() {
+            let next = self.ebpf.map(name::NEXT).expect("the object has this map");
+            pins.pin(&pins.map(name::NEXT), |path| next.pin(path))?;
             let program = self.program();
             pins.pin(&pins.program(), |path| program.pin(path))?;
-            self.daemon.store(daemon_word::OBJECT, [made_of(seed)]);
+            self.daemon.store(daemon_word::OBJECT, [self.frames.made_of(seed)]);
         }
         Ok(())
     }
@@ -293,7 +310,9 @@ impl Bpf {
             traffic: take(&mut ebpf, name::TRAFFIC)?,
             reasons: take(&mut ebpf, name::REASONS)?,
             flows: FlowMaps::take(&mut ebpf)?,
+            next_program: None,
             ebpf,
+            frames: Frames::All,
             taken_over: None,
         })
     }
@@ -301,6 +320,16 @@ impl Bpf {
     /// The program.
     pub fn program(&mut self) -> &mut Xdp {
         self.taken_over.as_mut().unwrap_or_else(|| program(&mut self.ebpf, name::PROGRAM))
+    }
+
+    /// Name and id of the program that gets the packets that are passed, for people.
+    pub fn next_program(&self) -> Option<&str> {
+        self.next_program.as_deref()
+    }
+
+    /// The frames that the program gets.
+    pub fn frames(&self) -> Frames {
+        self.frames
     }
 
     /// Passes on what the data path logs, which it does in debug builds only.
@@ -491,47 +520,6 @@ impl Store for Bpf {
     fn retain_mapped(&mut self, keep: impl FnMut(&MappedFlow) -> bool) -> Result<bool, Error> {
         self.flows.retain_mapped(keep)
     }
-}
-
-fn our_object() -> &'static [u8] {
-    include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-xdp"))
-}
-
-/// A hash of all that the program follows from.
-fn made_of(seed: u64) -> u64 {
-    let mut hasher = SipHasher13::new();
-    hasher.write(our_object());
-    hasher.write_u64(seed);
-    hasher.finish()
-}
-
-fn load_maps(
-    object: &[u8],
-    capacities: Capacities,
-    seed: u64,
-    kept: &[(&'static str, PathBuf)],
-) -> Result<Ebpf, Error> {
-    let key = hash_key(seed);
-    let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::STATS).override_global(name::HASH_KEY, &key, true);
-    for (map, entries) in capacities.of_maps() {
-        loader.map_max_entries(map, entries);
-    }
-    for (map, path) in kept {
-        loader.map_pin_path(map, path.as_path());
-    }
-    loader.load(object).map_err(|error| Error::Load(Box::new(error)))
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    let loaded = program(ebpf, name).load();
-    loaded.map_err(|source| Error::Program { program: name, source: Box::new(source) })
-}
-
-fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> &'e mut Xdp {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .expect("the object has this XDP program")
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {

@@ -24,7 +24,7 @@ use decap_command::Decap;
 use doctor_command::Doctor;
 use foobar_lb::{
     attach,
-    bpf::{Mode, pins},
+    bpf::{Mode, next::Which, pins},
     client,
     config::{self, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, DEFAULT_STATE_PATH},
     start::{Options, restore_settings, saved_settings},
@@ -74,6 +74,13 @@ enum Command {
         /// over without a lost packet. `foobar-lb detach` takes it off.
         #[arg(long)]
         pin: bool,
+        /// Have another XDP program get the packets that the balancer passes, before the kernel gets what that passes: where
+        /// it is pinned, or its id.
+        ///
+        /// It must not be on these interfaces itself: only one program can be. docs/coexist.md says how to bring it behind the
+        /// balancer.
+        #[arg(long, value_name = "PIN|ID")]
+        next: Option<Which>,
         /// How log lines are written to standard error. RUST_LOG chooses which.
         #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
         log_format: LogFormat,
@@ -232,10 +239,11 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Attach { interfaces, config, xdp_mode, sysctl, pin, log_format } => {
+        Command::Attach { interfaces, config, xdp_mode, sysctl, pin, next, log_format } => {
             start_log(log_format);
             let file = std::path::absolute(&config.config)?;
-            let options = Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl, pin };
+            let options =
+                Options { file, interfaces, mode: xdp_mode.chosen(), set_sysctls: sysctl, pin, next };
             match show(config::load(&config.config)) {
                 Ok(config) => attach(config, options).await,
                 Err(code) => Ok(code),

@@ -16,7 +16,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{self, Attach, Bpf, Capacities, Link, Mode, Pins},
+    bpf::{self, Attach, Bpf, Capacities, Frames, Link, Mode, Next, Pins, next::Which},
     config::{self, Config},
     model::{Pool, Unmatched},
     neighbour::{self, Interface},
@@ -40,6 +40,8 @@ pub struct Options {
     pub set_sysctls: bool,
     /// The data path outlives the daemon, and the next one takes it over.
     pub pin: bool,
+    /// The program that gets the packets that are passed.
+    pub next: Option<Which>,
 }
 
 /// Why `attach` refused.
@@ -67,7 +69,8 @@ pub enum Error {
     #[error(
         "{interface} already runs the XDP program {program}; take that off first \
          (`ip link set dev {interface} xdp off`, or stop whoever attached it; one that `foobar-lb attach --pin` left is \
-         taken over by the same command, and taken off by `foobar-lb detach`)"
+         taken over by the same command, and taken off by `foobar-lb detach`), or have it run behind the balancer: pin it, \
+         take it off, and name it with --next (docs/coexist.md)"
     )]
     Busy {
         /// The interface.
@@ -355,14 +358,31 @@ pub fn restore_settings(saved: &Path, pinned: bool) -> Result<(), Error> {
     Ok(Sysctls::default().restore(saved)?)
 }
 
-/// Loads the data path, or goes on with the one that is pinned.
-pub fn load(config: &Config, seed: u64, pins: Option<&Pins>) -> Result<Bpf, Error> {
+/// The program that was asked for to run behind the balancer's.
+pub fn find_next(which: Option<&Which>) -> Result<Option<Next>, Error> {
+    Ok(which.map(Next::find).transpose().map_err(bpf::Error::from)?)
+}
+
+/// Loads the data path, or goes on with the one that is pinned. It is for the same frames as the program behind it.
+pub fn load(config: &Config, seed: u64, pins: Option<&Pins>, next: Option<&Next>) -> Result<Bpf, Error> {
     let config::Daemon { slots, backends, flows, half_open, mappings, .. } = config.daemon;
     let capacities = Capacities { slots, backends, flows, half_open, mappings };
-    Ok(match pins {
-        None => Bpf::load(capacities, seed)?,
-        Some(pins) => Bpf::load_pinned(capacities, seed, pins)?,
-    })
+    let load = |frames| match pins {
+        None => Bpf::load(frames, capacities, seed),
+        Some(pins) => Bpf::load_pinned(frames, capacities, seed, pins),
+    };
+    let Some(next) = next else { return Ok(load(Frames::All)?) };
+    let first = pins.and_then(|pins| pins.frames(seed)).unwrap_or(Frames::All);
+    let mut bpf = load(first)?;
+    if bpf.try_next(next).is_err() {
+        drop(bpf);
+        bpf = load(first.other())?;
+        bpf.try_next(next)?;
+    }
+    if bpf.frames() == Frames::OneBuffer {
+        info!("{} gets frames of one buffer only, and so does the balancer: no jumbo frames", next.program);
+    }
+    Ok(bpf)
 }
 
 /// Goes on with the links that are pinned, attaches to the other interfaces and pins that, and leaves those that are not

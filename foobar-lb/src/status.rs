@@ -62,6 +62,7 @@ impl Sources<'_> {
             interfaces: links
                 .map(|link| api::Interface { name: link.interface.clone(), mode: link.mode.to_string() })
                 .collect(),
+            next_program: self.bpf.next_program().map(str::to_owned),
             services: services.collect::<Result<_, _>>()?,
             reasons: reasons.collect(),
         })

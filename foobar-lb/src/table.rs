@@ -17,6 +17,9 @@ pub fn render(status: &Status) -> String {
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
     writeln!(text, "foobar-lb {} on {}, up {uptime}", status.version, interfaces.join(", "))
         .expect("a string can be written to");
+    if let Some(next) = &status.next_program {
+        writeln!(text, "what is passed goes to the XDP program {next}").expect("a string can be written to");
+    }
     if let Some(failure) = &status.failure {
         writeln!(text, "FAILED to update the maps: {failure}").expect("a string can be written to");
     }

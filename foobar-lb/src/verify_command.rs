@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, process::ExitCode};
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use foobar_lb::{
-    bpf::{Attach, Bpf, Capacities, Decap, Size},
+    bpf::{Attach, Bpf, Capacities, Decap, Frames, Size},
     decap::DEFAULT_GUE_PORT,
 };
 
@@ -20,7 +20,7 @@ pub fn verify() -> Result<ExitCode> {
         let column = table.column_mut(column).expect("the header has so many");
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.add_row(row("balancer", Bpf::load(SMALL, 0)?.size()?));
+    table.add_row(row("balancer", Bpf::load(Frames::All, SMALL, 0)?.size()?));
     table.add_row(row("decap", Decap::load(&BTreeSet::new(), DEFAULT_GUE_PORT)?.size()?));
     println!("{table}");
     Ok(ExitCode::SUCCESS)

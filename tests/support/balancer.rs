@@ -324,6 +324,7 @@ pub struct Status {
     pub reload_failure: Option<String>,
     pub reload_failed_seconds: Option<u64>,
     pub interfaces: Vec<Interface>,
+    pub next_program: Option<String>,
     pub services: Vec<Service>,
     pub reasons: BTreeMap<String, Counted>,
 }

@@ -21,6 +21,7 @@ struct Tool {
 
 const TOOLS: &[Tool] = &[
     Tool { program: "/usr/lib/nginx/modules/ngx_stream_module.so", package: "libnginx-mod-stream" },
+    Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
     Tool { program: "haproxy", package: "haproxy" },
@@ -35,6 +36,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "traceroute", package: "traceroute" },
     Tool { program: "tshark", package: "tshark" },
     Tool { program: "wrk", package: "wrk" },
+    Tool { program: "xdp-filter", package: "xdp-tools" },
 ];
 
 /// Where programs for root are, which the path of a user often leaves out.

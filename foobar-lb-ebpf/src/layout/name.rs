@@ -65,6 +65,8 @@ pub const REASONS: &str = "REASONS";
 pub const MEMBERS: &str = "MEMBERS";
 /// Index of a [`daemon_word`](super::daemon_word) -> that word; mmapable array, for the daemon that takes over.
 pub const DAEMON: &str = "DAEMON";
+/// 0 -> a program that gets the packets that this one passes; program array, of the program that it was loaded with.
+pub const NEXT: &str = "NEXT";
 /// The maps whose contents a daemon that takes over goes on from. The rest of them forgets within a second.
 pub const KEPT: [&str; 27] = [
     SERVICES,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use aya::{TestRun, TestRunOptions, include_bytes_aligned};
 use foobar_lb::{
-    bpf::{Bpf, Capacities},
+    bpf::{Bpf, Capacities, Frames},
     config,
     health::{Report, Target},
     image::Image,
@@ -58,7 +58,7 @@ impl Tracking {
     fn load(self, capacities: Capacities, seed: u64) -> Result<Bpf> {
         let every_flow = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/foobar-lb-full-tracking"));
         Ok(match self {
-            Self::Needed | Self::Nothing => Bpf::load(capacities, seed)?,
+            Self::Needed | Self::Nothing => Bpf::load(Frames::All, capacities, seed)?,
             Self::All => Bpf::load_object(every_flow, capacities, seed)?,
         })
     }

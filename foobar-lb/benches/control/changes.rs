@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Instant};
 
 use anyhow::{Result, ensure};
 use foobar_lb::{
-    bpf::{Bpf, Capacities},
+    bpf::{Bpf, Capacities, Frames},
     config,
     health::{Report as Probed, Target},
     image::Image,
@@ -80,7 +80,7 @@ impl Control {
     fn new(configuration: Configuration) -> Result<Self> {
         let daemon = config::parse(&configuration.to_toml("/run"), "bench.toml")?.daemon;
         let config::Daemon { slots, backends, flows, half_open, mappings, .. } = daemon;
-        let bpf = Bpf::load(Capacities { slots, backends, flows, half_open, mappings }, 1)?;
+        let bpf = Bpf::load(Frames::All, Capacities { slots, backends, flows, half_open, mappings }, 1)?;
         let mut state = State::new(Vec::new(), 1);
         state.attached.insert(INTERFACE, Interface::new([2; 6]));
         let kernel = OwnSlots::find()?;

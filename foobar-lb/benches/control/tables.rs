@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use foobar_lb::{
-    bpf::{Bpf, Capacities},
+    bpf::{Bpf, Capacities, Frames},
     maglev::{self, Member},
     plan::Step,
 };
@@ -26,7 +26,7 @@ const CAPACITIES: Capacities =
 
 /// Builds and writes tables of all sizes that occur.
 pub fn measure(report: &mut Report, rounds: u32) -> Result<()> {
-    let mut bpf = Bpf::load(CAPACITIES, 1)?;
+    let mut bpf = Bpf::load(Frames::All, CAPACITIES, 1)?;
     let kernel = OwnSlots::find()?;
     for (size, backends) in
         [(1_021, 4), (1_021, 10), (1_021, 1_000), (65_537, 10), (65_537, 1_000), (65_537, 10_000)]

@@ -30,6 +30,8 @@ pub struct Status {
     pub program_id: u32,
     /// Where the data path is attached.
     pub interfaces: Vec<Interface>,
+    /// Name and id of the XDP program that gets the packets that are passed; absent where there is none.
+    pub next_program: Option<String>,
     /// In the order of the configuration.
     pub services: Vec<Service>,
     /// By name: how often each reason occurred, on all interfaces.

@@ -16,9 +16,12 @@ use std::{
 
 use aya::{
     maps::{Array, Map, MapData, MapInfo},
-    programs::links::{FdLink, PinnedLink},
+    programs::{
+        Xdp,
+        links::{FdLink, PinnedLink},
+    },
 };
-use aya_obj::Object;
+use aya_obj::{Object, programs::XdpAttachType};
 use foobar_lb_ebpf::layout::{VERSION, daemon_word, name};
 use nix::{
     mount::{MsFlags, mount},
@@ -26,7 +29,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::Capacities;
+use super::{Capacities, Frames};
 use crate::{start::chain, sweep::monotonic};
 
 /// Where bpffs is on every machine that mounts it by itself.
@@ -196,9 +199,16 @@ impl Pins {
         daemon_word(&self.root, daemon_word::SEED).filter(|_| self.are_whole())
     }
 
-    /// A hash of the object that the program came from.
-    pub(super) fn object(&self) -> Option<u64> {
-        daemon_word(&self.root, daemon_word::OBJECT).filter(|_| self.are_whole())
+    /// The frames that the program gets, if it is as it would be loaded now.
+    pub fn frames(&self, seed: u64) -> Option<Frames> {
+        let object = daemon_word(&self.root, daemon_word::OBJECT).filter(|_| self.are_whole())?;
+        Frames::BOTH.into_iter().find(|frames| frames.made_of(seed) == object)
+    }
+
+    /// The program, if it is as it would be loaded now for these frames.
+    pub(super) fn take_program(&self, frames: Frames, seed: u64) -> Option<Xdp> {
+        let is_same = self.frames(seed) == Some(frames);
+        is_same.then(|| Xdp::from_pin(self.program(), XdpAttachType::Interface).ok()).flatten()
     }
 
     /// How long ago a daemon looked after what is to be taken over.

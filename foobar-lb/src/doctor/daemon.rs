@@ -115,6 +115,7 @@ mod tests {
             words_lost: None,
             words_unkept: None,
             program_id: 1,
+            next_program: None,
             interfaces: Vec::new(),
             services: Vec::new(),
             reasons: BTreeMap::new(),

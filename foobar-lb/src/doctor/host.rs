@@ -3,7 +3,7 @@
 
 use super::{Finding, Kind, unseen};
 use crate::{
-    bpf::{self, Bpf, Capacities},
+    bpf::{self, Bpf, Capacities, Frames},
     neighbour::{self, XdpMode},
     start::{chain, missing_privileges},
 };
@@ -29,7 +29,7 @@ fn lacking_privileges() -> Option<Finding> {
 
 /// To load the program tries all at once: map types, helpers, BTF, the verifier's patience.
 fn refused_program() -> Option<Finding> {
-    let error = Bpf::load(SMALL, 0).err()?;
+    let error = Bpf::load(Frames::All, SMALL, 0).err()?;
     let last = chain(&error).lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned();
     Some(Finding::new(Kind::ProgramRefused, "this kernel", last).remedy("foobar-lb verify"))
 }

@@ -16,7 +16,7 @@ use aya::{
     util::nr_cpus,
 };
 use foobar_lb::{
-    bpf::{self, Bpf, Capacities},
+    bpf::{self, Bpf, Capacities, Frames},
     image::Image,
     plan::diff,
     sweep::{RememberedFlow, Store, monotonic},
@@ -61,7 +61,7 @@ const ROOM: usize = 128;
 impl Kernel {
     /// The program of the daemon.
     pub fn new(capacities: Capacities) -> Result<Self> {
-        Self::load_with(|| Bpf::load(capacities, SEED))
+        Self::load_with(|| Bpf::load(Frames::All, capacities, SEED))
     }
 
     /// The program that tracks all flows.
