@@ -128,9 +128,9 @@ impl Filter {
     fn load(namespace: &Namespace) -> Result<Self> {
         namespace.ip("link add name spare0 type veth peer name spare1")?;
         let pins = bpffs::path(namespace);
-        // The tools look for their pins where bpffs usually is.
+        // The tools look for their pins where bpffs usually is, and one of them runs at a time on a machine.
         let script = format!(
-            "mount --bind {} /sys/fs/bpf && export LIBXDP_SKIP_DISPATCHER=1 && \
+            "mount --bind {} /sys/fs/bpf && mount -t tmpfs tmpfs /run && export LIBXDP_SKIP_DISPATCHER=1 && \
              xdp-filter load --policy allow spare0 && xdp-filter port {CLOSED} --mode dst --proto tcp && \
              bpftool map create /sys/fs/bpf/map type array key 4 value 8 entries 1 name map",
             pins.display()
