@@ -17,6 +17,7 @@ use super::{
 const LOOK_UP: u32 = bpf_func_id::BPF_FUNC_map_lookup_elem as u32;
 const UPDATE: u32 = bpf_func_id::BPF_FUNC_map_update_elem as u32;
 const DELETE: u32 = bpf_func_id::BPF_FUNC_map_delete_elem as u32;
+const TAIL_CALL: u32 = bpf_func_id::BPF_FUNC_tail_call as u32;
 const CLOCK: u32 = bpf_func_id::BPF_FUNC_ktime_get_ns as u32;
 const REDIRECT: u32 = bpf_func_id::BPF_FUNC_redirect as u32;
 const MOVE_START: u32 = bpf_func_id::BPF_FUNC_xdp_adjust_head as u32;
@@ -29,7 +30,7 @@ const FIND_UDP: u32 = bpf_func_id::BPF_FUNC_sk_lookup_udp as u32;
 const XDP_REDIRECT: u64 = 4;
 const NULL: u64 = 0;
 
-/// What there is besides memory. No socket of the host takes anything.
+/// What there is besides memory. No socket of the host takes anything, and no other program does.
 pub struct World<'w> {
     pub now: u64,
     pub routes: &'w [Route],
@@ -60,7 +61,7 @@ impl World<'_> {
             MOVE_END => answer(check(memory.move_end(second as i32), Errno::EINVAL)),
             LENGTH => memory.length() as u64,
             FIND_WAY => self.find_way(memory.bytes(second, third as usize)?)?,
-            FIND_TCP | FIND_UDP => NULL,
+            FIND_TCP | FIND_UDP | TAIL_CALL => NULL,
             other => bail!("the helper {other} is to be written"),
         })
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use aya_obj::generated::bpf_map_type::{
     BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
-    BPF_MAP_TYPE_PERCPU_ARRAY,
+    BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PROG_ARRAY,
 };
 
 use super::object::Definition;
@@ -135,6 +135,8 @@ fn kind_of(kind: u32) -> Kind {
         (BPF_MAP_TYPE_HASH, Kind::Hash),
         (BPF_MAP_TYPE_LRU_HASH, Kind::Lru),
         (BPF_MAP_TYPE_LPM_TRIE, Kind::Prefixes),
+        // It stays empty.
+        (BPF_MAP_TYPE_PROG_ARRAY, Kind::Hash),
     ];
     let known = kinds.iter().find(|(number, _)| *number as u32 == kind);
     known.unwrap_or_else(|| panic!("maps of type {kind} are to be written")).1
