@@ -1,9 +1,11 @@
 //! The command line: parses the words, runs the daemon or asks it, and turns the outcome into an exit code.
 
 mod backend_command;
+mod completions_command;
 mod decap_command;
 mod doctor_command;
 mod maintain_command;
+mod manual_command;
 mod plan_command;
 mod reload_command;
 mod status_command;
@@ -20,6 +22,7 @@ use std::{
 use anyhow::{Context, Result};
 use backend_command::{BackendCommand, ServiceCommand};
 use clap::{Parser, Subcommand, ValueEnum};
+use completions_command::Completions;
 use decap_command::Decap;
 use doctor_command::Doctor;
 use foobar_lb::{
@@ -30,6 +33,7 @@ use foobar_lb::{
     start::{Options, restore_settings, saved_settings},
 };
 use maintain_command::Maintain;
+use manual_command::Manual;
 use nix::{
     errno::Errno,
     unistd::{AccessFlags, access},
@@ -170,6 +174,13 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Print what has a shell complete the words of `foobar-lb` when Tab is pressed.
+    ///
+    /// For a session of bash: `source <(foobar-lb completions bash)`; for good: put it where the shell looks for such, as
+    /// Debian's package does.
+    Completions(Completions),
+    /// Write a manual page for each command, as packages have them.
+    Manual(Manual),
 }
 
 #[derive(clap::Args)]
@@ -262,6 +273,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status { json, config, socket } => {
             status_command::status(json, &config.config, socket.socket).await
         }
+        Command::Completions(completions) => completions.run(),
+        Command::Manual(manual) => manual.run(),
     }
 }
 

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cargo;
 mod fuzz;
+mod package;
 mod report;
 mod run;
 mod sandbox;
@@ -40,6 +41,10 @@ enum Task {
     Setup,
     /// Builds the daemon, the XDP program and the site for release, and prints the size of the program.
     Build,
+    /// Builds Debian's package of the daemon, and prints where it is.
+    ///
+    /// Installs cargo-deb if it is missing.
+    Package,
     /// Brings www.foobar.com up behind the balancer, on this machine, until Ctrl-C.
     ///
     /// Nginx, the application and MySQL run for real, each in a network namespace of its own. Nothing of them
@@ -95,6 +100,7 @@ fn perform(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::set_up(setup::Manner::Talkative),
         Task::Build => prepared(build::build),
+        Task::Package => prepared(package::package),
         Task::Run { once } => prepared(|| run::run(once)),
         Task::Test { ring } => prepared(|| test::test(ring)),
         Task::Bench { subject } => prepared(|| bench::bench(&subject)),

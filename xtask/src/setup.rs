@@ -24,6 +24,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "ethtool", package: "ethtool" },
+    Tool { program: "groff", package: "groff-base" },
     Tool { program: "haproxy", package: "haproxy" },
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "keepalived", package: "keepalived" },
