@@ -68,6 +68,15 @@ pub fn build(words: &[&str]) -> Result<Artifacts> {
     Artifacts::read(&String::from_utf8_lossy(&output.stdout))
 }
 
+/// Where cargo puts what it builds.
+pub fn target_directory() -> Result<PathBuf> {
+    let mut command = cargo(&["metadata", "--no-deps", "--format-version=1"]);
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo's metadata is not JSON")?;
+    let path = metadata["target_directory"].as_str().context("cargo's metadata names no target directory")?;
+    Ok(path.into())
+}
+
 /// The name in a package id: `path+file:///a/NAME#0.1.0`, or `path+file:///a/b#NAME@0.1.0` where they differ.
 fn package_name(id: &str) -> &str {
     let (url, fragment) = id.rsplit_once('#').unwrap_or((id, ""));

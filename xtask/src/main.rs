@@ -54,7 +54,7 @@ enum Task {
         #[arg(long)]
         once: bool,
     },
-    /// Runs the tests: all rings, from the inside out, up to the first that fails.
+    /// Runs the tests: all rings but that of the package, from the inside out, up to the first that fails.
     ///
     /// With CI=true in the environment a skipped test counts as a failure.
     Test {

@@ -22,11 +22,11 @@ pub fn package() -> Result<ExitCode> {
 pub fn build() -> Result<PathBuf> {
     provide_cargo_deb()?;
     let built = cargo::build(&["build", "--release", "--package=foobar-lb", "--bins"])?;
-    let program = built.executable("foobar-lb")?;
-    let release = program.parent().context("the program is in a directory")?;
-    describe(program, &release.join("package"))?;
+    // As `target/release/package` of the manifest, which cargo-deb knows to be there.
+    let directory = cargo::target_directory()?.join("release/package");
+    describe(built.executable("foobar-lb")?, &directory)?;
     let mut deb = cargo(&["deb", "--no-build", "--package=foobar-lb"]);
-    deb.arg("--output").arg(release.join("package/deb")).env("CARGO_TARGET_DIR", target(release)?);
+    deb.arg("--output").arg(directory.join("deb"));
     let output = deb.output().with_context(|| format!("cannot run {deb:?}"))?;
     let complaints = String::from_utf8_lossy(&output.stderr);
     eprint!("{complaints}");
@@ -50,11 +50,6 @@ fn describe(program: &Path, directory: &Path) -> Result<()> {
         run(Command::new(program).args(["completions", shell]).stdout(script))?;
     }
     Ok(())
-}
-
-/// The target directory, in which `target/release` of the manifest is looked for.
-fn target(release: &Path) -> Result<&Path> {
-    release.parent().context("what is built for release is in the target directory")
 }
 
 fn provide_cargo_deb() -> Result<()> {

@@ -3,6 +3,7 @@
 //! toolchain with a C linker, which xtask itself needs, is taken for granted.
 
 mod bpf;
+mod clean_root;
 mod debian;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,8 @@ use std::process::{Command, ExitCode};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
+
+pub use clean_root::clean_root;
 
 /// A program that must be there, and Debian's package that brings it.
 struct Tool {

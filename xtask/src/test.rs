@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use crate::cargo::{self, Artifacts, cargo};
 use crate::sandbox::{self, Network};
 use crate::toolchain::Toolchain;
-use crate::{build, tidy, workspace};
+use crate::{build, package, setup, tidy, workspace};
 use tally::Tally;
 
 /// How many traffic tests run at once: each has a balancer and servers of its own, and measures times.
@@ -30,7 +30,13 @@ pub enum Ring {
     Program,
     /// The daemon between real clients and servers, in network namespaces. Needs root.
     Traffic,
+    /// Debian's package on a clean machine with systemd. Needs root, and a mirror of Debian for the first time, so it is
+    /// run only by its name.
+    Package,
 }
+
+/// What is run where no ring is named.
+const USUAL: [Ring; 3] = [Ring::Host, Ring::Program, Ring::Traffic];
 
 /// What came of a ring.
 struct Outcome {
@@ -41,7 +47,7 @@ struct Outcome {
 
 /// Runs one ring or all of them, up to the first that fails, and prints a summary.
 pub fn test(ring: Option<Ring>) -> Result<ExitCode> {
-    let rings = ring.as_ref().map_or(Ring::value_variants(), std::slice::from_ref);
+    let rings = ring.as_ref().map_or(&USUAL[..], std::slice::from_ref);
     let may_skip = env::var("CI").as_deref() != Ok("true");
     let mut outcomes = Vec::new();
     for &ring in rings {
@@ -66,6 +72,7 @@ impl Ring {
             Self::Host => test_host(),
             Self::Program => test_program(),
             Self::Traffic => test_traffic(),
+            Self::Package => test_package(),
         }
     }
 }
@@ -108,6 +115,14 @@ fn test_traffic() -> Result<Tally> {
         ("FOOBAR_SITE_BIN", programs.executable("foobar-site")?.as_os_str()),
     ];
     test_in_sandbox(built.executable("traffic")?, "tests", &[TRAFFIC_THREADS], &environment)
+}
+
+fn test_package() -> Result<Tally> {
+    let root = setup::clean_root()?;
+    let package = package::build()?;
+    let built = build_test("lab", "package")?;
+    let environment = [("FOOBAR_LB_DEB", package.as_os_str()), ("FOOBAR_LB_ROOT", root.as_os_str())];
+    test_in_sandbox(built.executable("package")?, "tests", &[], &environment)
 }
 
 /// The optimised build, because that is the object under test.
