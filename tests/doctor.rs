@@ -1,5 +1,7 @@
 //! What `foobar-lb doctor` finds: every fault is made in a lab, found, and undone; a healthy lab yields nothing.
 
+mod daemon;
+mod host;
 mod owners;
 mod tables;
 

@@ -40,7 +40,7 @@ pub use next::Next;
 pub use object::Frames;
 use object::{load_maps, load_program, program};
 pub use pins::Pins;
-pub use running::{Running, describe_program, is_ours, read_running};
+pub use running::{Fill, Running, count_flows, describe_program, is_ours, read_running};
 use tokio::io::{Interest, unix::AsyncFd};
 use words::Words;
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};

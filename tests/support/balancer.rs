@@ -323,6 +323,7 @@ pub struct Status {
     pub words_unkept: Option<String>,
     pub reload_failure: Option<String>,
     pub reload_failed_seconds: Option<u64>,
+    pub program_id: u32,
     pub interfaces: Vec<Interface>,
     pub next_program: Option<String>,
     pub services: Vec<Service>,

@@ -7,14 +7,14 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapError, MapInfo},
+    maps::{Array, IterableMap as _, Map, MapData, MapError, MapInfo},
     programs::{ProgramInfo, loaded_programs},
 };
 use foobar_lb_ebpf::{
     flow::HashKey,
     layout::{
-        Address, Backend, DirectKey, NO_ADDRESS, PrefixKey, RangeKey, Reply, ReplyKey, ServerId, Service,
-        Slot, Tunnel, Vip, name,
+        Address, Backend, DirectKey, Entry, FlowKey, Mapping, NO_ADDRESS, PrefixKey, RangeKey, Reply,
+        ReplyKey, ServerId, Service, Slot, Tunnel, Vip, name,
     },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -87,6 +87,31 @@ pub fn read_running(id: u32) -> Result<Running, Error> {
     Ok(Running { image, hash_key: read(&constants.get(&0, 0).map_err(failed(CONSTANTS, "read"))?) })
 }
 
+/// How full a map of flows is that refuses more when it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries that it has.
+    pub entries: u32,
+    /// Entries that it has room for.
+    pub room: u32,
+}
+
+/// How full those maps of the program with this id are.
+///
+/// # Errors
+/// As [`read_running`].
+pub fn count_flows(id: u32) -> Result<Vec<Fill>, Error> {
+    const KEY: usize = size_of::<FlowKey>();
+    let maps = Maps::of_program(id)?;
+    Ok(vec![
+        maps.count::<KEY, { size_of::<Entry>() }>(name::ESTABLISHED)?,
+        maps.count::<KEY, { size_of::<Entry>() }>(name::ADOPTED)?,
+        maps.count::<KEY, { size_of::<Mapping>() }>(name::MAPPINGS)?,
+    ])
+}
+
 /// Ids of the maps of a program, by their names.
 struct Maps(BTreeMap<String, u32>);
 
@@ -136,6 +161,14 @@ impl Maps {
     {
         let opened: Tree<K, V> = self.open(map)?;
         read_tree(&opened, map)
+    }
+
+    fn count<const K: usize, const V: usize>(&self, map: &'static str) -> Result<Fill, Error> {
+        let opened: Bytes<K, V> = self.open(map)?;
+        let room = opened.map().info().map_err(failed(map, "look at"))?.max_entries();
+        // An iteration that stands on an entry that goes begins anew.
+        let entries = opened.keys().take(room as usize).filter(Result::is_ok).count() as u32;
+        Ok(Fill { map, entries, room })
     }
 
     /// Of tables that lie outside of the arena as much as is within.

@@ -1,7 +1,7 @@
 //! `foobar-lb doctor`: looks at a set-up the way an experienced operator would, and tells what is wrong and what would
 //! mend it. It changes nothing. A file for each topic: `host` privileges, kernel and interfaces, `offloads` what
 //! network cards do to packets before the program, `settings` sysctls, firewalls and ports, `network` next hops and MTU,
-//! `owners` who answers for addresses, `daemon` the daemon's own word, `tables` whether its maps hold what it wrote. `probe` and `answers` try every backend through the data path.
+//! `owners` who answers for addresses, `daemon` the daemon's own word, `tables` whether its maps hold what it wrote, `room` whether they have room. `probe` and `answers` try every backend through the data path.
 
 mod answers;
 mod daemon;
@@ -11,6 +11,7 @@ mod network;
 mod offloads;
 mod owners;
 mod probe;
+mod room;
 mod settings;
 mod tables;
 
@@ -56,6 +57,7 @@ impl Subject {
         }
         let mut findings = daemon::judge(status);
         findings.extend(daemon::judge_files(&self.socket, status).await);
+        findings.extend(room::examine(status.program_id));
         findings.extend(tables::examine(&self.socket, status).await);
         findings.extend(answers::examine(&self.socket, status).await);
         findings
