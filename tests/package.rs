@@ -77,7 +77,9 @@ fn start(machine: &Machine, network: &Network) -> Result<()> {
     let interfaces = network.interfaces.join(" ");
     write("etc/default/foobar-lb", &format!("INTERFACES=\"{interfaces}\"\nOPTIONS=\"--sysctl\"\n"))?;
     write(CONFIG.trim_start_matches('/'), &load::configuration(&BACKENDS, &[]))?;
+    leave_by_hand(machine, network)?;
     machine.run(&["systemctl", "enable", "--now", "foobar-lb"])?;
+    expect_in_journal(machine, "taking over what is pinned")?;
     let process = main_process(machine)?;
     let user = machine.run(&["ps", "-o", "user:20=", "-p", &process])?;
     ensure!(user == "foobar-lb", "it runs as {user}");
@@ -89,6 +91,14 @@ fn start(machine: &Machine, network: &Network) -> Result<()> {
     let complaints = journal(machine)?;
     ensure!(!complaints.contains("WARN"), "{complaints}");
     Ok(())
+}
+
+/// What root has begun without the service, and has not ended well, is the service's from its start on.
+fn leave_by_hand(machine: &Machine, network: &Network) -> Result<()> {
+    let attach = ["systemd-run", "--unit=by-hand", "foobar-lb", "attach", "--sysctl", "--pin"];
+    machine.run(&[&attach[..], network.interfaces].concat())?;
+    wait_until(EVENTUALLY, "root's daemon", || machine.run(&["foobar-lb", "status"]).is_ok())?;
+    machine.run(&["systemctl", "kill", "--signal=KILL", "by-hand"]).map(drop)
 }
 
 /// The same package again is an upgrade to dpkg. The daemon is another one, and has nothing to write.
