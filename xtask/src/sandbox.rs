@@ -4,9 +4,9 @@
 //! Outside, [`command`] names the programs of util-linux that make it. Inside, its first process is xtask again
 //! ([`run_inside`]), because a first process is deaf to signals it does not handle, and most programs handle none.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
 use std::process::{Command, ExitCode, ExitStatus};
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
@@ -54,6 +54,21 @@ pub fn root_command(program: impl AsRef<OsStr>) -> Command {
 pub fn wait(command: &mut Command) -> Result<ExitStatus> {
     let status = uninterrupted(|| command.status())?;
     status.with_context(|| format!("cannot run {command:?}"))
+}
+
+/// Removes the control groups whose names begin so, in which nothing may run any more.
+pub fn remove_control_groups(beginning: &str) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("no list of mounts")?;
+    let root = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+        [_, path, "cgroup2", ..] => Some(path.to_owned()),
+        _ => None,
+    });
+    let Some(root) = root else { return Ok(()) };
+    let mut find = root_command("find");
+    find.args([&root, "-depth", "-type", "d", "-path", &format!("{root}/{beginning}*"), "-delete"]);
+    let status = find.status().with_context(|| format!("cannot run {find:?}"))?;
+    ensure!(status.success(), "control groups are left in {root}");
+    Ok(())
 }
 
 /// Lets what runs in a sandbox alone answer a Ctrl-C, so that it can tidy up first: this process follows it only

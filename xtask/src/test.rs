@@ -21,6 +21,9 @@ use tally::Tally;
 /// How many traffic tests run at once: each has a balancer and servers of its own, and measures times.
 const TRAFFIC_THREADS: &str = "--test-threads=2";
 
+/// What the names of the control groups of `tests/machine.rs` begin with.
+const MACHINES: &str = "foobar-lb-test-";
+
 /// One layer of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Ring {
@@ -122,7 +125,13 @@ fn test_package() -> Result<Tally> {
     let package = package::build()?;
     let built = build_test("lab", "package")?;
     let environment = [("FOOBAR_LB_DEB", package.as_os_str()), ("FOOBAR_LB_ROOT", root.as_os_str())];
-    test_in_sandbox(built.executable("package")?, "tests", &[], &environment)
+    let mut command = command_in_sandbox(built.executable("package")?, "tests", &[], &environment)?;
+    sandbox::uninterrupted(|| {
+        let tally = Tally::of(&mut command);
+        // All that a sandbox has ends with it, but for these.
+        sandbox::remove_control_groups(MACHINES)?;
+        tally
+    })?
 }
 
 /// The optimised build, because that is the object under test.
@@ -136,10 +145,20 @@ fn test_in_sandbox(
     arguments: &[&str],
     environment: &[(&str, &OsStr)],
 ) -> Result<Tally> {
+    let mut command = command_in_sandbox(executable, directory, arguments, environment)?;
+    sandbox::uninterrupted(|| Tally::of(&mut command))?
+}
+
+fn command_in_sandbox(
+    executable: &Path,
+    directory: &str,
+    arguments: &[&str],
+    environment: &[(&str, &OsStr)],
+) -> Result<Command> {
     let mut command: Command = sandbox::command(executable, Network::Private)?;
     command.args(arguments).envs(environment.iter().copied());
     command.current_dir(workspace().join(directory));
-    sandbox::uninterrupted(|| Tally::of(&mut command))?
+    Ok(command)
 }
 
 fn print_summary(rings: &[Ring], outcomes: &[Outcome], may_skip: bool) {
