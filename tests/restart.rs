@@ -1,7 +1,7 @@
 //! A data path that is pinned outlives its daemon, however that ends, and the next one goes on from it: no connection
 //! breaks, none is refused, and what is right is not written again.
 
-use std::path::Path;
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use lab::{Process, wait_until};
 use nix::sys::signal::Signal;
 use rand::Rng;
 
-use crate::support::balancer::{Balancer, Files};
+use crate::support::balancer::{Balancer, Ending, Files, binary, foobar_lb, successor};
 use crate::support::bpffs::Bpffs;
 use crate::support::config::all_kinds;
 use crate::support::conversation::{Conversation, KINDS, Protocol, ask, expect_newcomers_at};
@@ -36,7 +36,7 @@ const LATEST_KILL: Duration = Duration::from_millis(60);
 #[test]
 fn no_restart_breaks_a_connection() -> Result<()> {
     let network = Network::new("restart-load", Arms::Two)?;
-    let bpffs = Bpffs::mount(&network.balancer)?;
+    let _bpffs = Bpffs::mount(&network.balancer)?;
     let servers = Servers::start(&network, 3)?;
     let balancer = attach(&network, &load::configuration(SETS[0], &KEYS))?;
     balancer.wait_until_serving()?;
@@ -45,7 +45,7 @@ fn no_restart_breaks_a_connection() -> Result<()> {
     let balancer = restart(&network, balancer, &load)?;
     let balancer = kill_in_reloads(&network, balancer, &load)?;
     let balancer = die_between_writes(&network, balancer, &load)?;
-    let balancer = change_the_program(&network, balancer, &load, &bpffs)?;
+    let balancer = upgrade_and_go_back(&network, balancer, &load)?;
 
     load.end()?;
     for reason in ["not_remembered", "no_backend"] {
@@ -91,20 +91,24 @@ fn die_between_writes(network: &Network, mut balancer: Balancer, load: &Load) ->
     Ok(balancer)
 }
 
-fn change_the_program(network: &Network, balancer: Balancer, load: &Load, bpffs: &Bpffs) -> Result<Balancer> {
-    load.chapter("a program of another build")?;
-    balancer.stop(Signal::SIGTERM)?;
-    let before = program(network)?;
-    bpffs.store(Path::new("v1/maps/DAEMON"), OBJECT, 1)?;
-    let balancer = attach(network, &load::configuration(SETS[0], &KEYS))?;
-    let after = program(network)?;
-    ensure!(before != after, "the program is not replaced: {before}");
-    load.wait_for_answers()?;
+fn upgrade_and_go_back(network: &Network, mut balancer: Balancer, load: &Load) -> Result<Balancer> {
+    for (binary, version) in [(successor()?, "99.0.0"), (binary()?, env!("CARGO_PKG_VERSION"))] {
+        load.chapter(&format!("version {version}"))?;
+        let before = (program(network)?, balancer.status()?.reasons.len());
+        balancer.stop(Signal::SIGTERM)?;
+        let files = Files::write(&network.balancer, &load::configuration(SETS[0], &KEYS))?;
+        let mut words = files.attach_words(network.interfaces, &PINNED)?;
+        words[0] = binary;
+        let process = network.balancer.start("other-version", words)?;
+        balancer = Balancer::started(process, &network.balancer, files).answering()?.quiet();
+        let status = balancer.status()?;
+        let after = (program(network)?, status.reasons.len());
+        ensure!(status.version == version, "{} runs, not {version}", status.version);
+        ensure!(before.0 != after.0 && before.1 != after.1, "program and counters are as before: {after:?}");
+        load.wait_for_answers()?;
+    }
     Ok(balancer)
 }
-
-/// Index of the word that says what the program was made of.
-const OBJECT: u32 = 3;
 
 #[test]
 fn what_is_right_is_not_written_again() -> Result<()> {
@@ -131,6 +135,45 @@ fn what_is_right_is_not_written_again() -> Result<()> {
     )?;
     ask_again(&mut flows)?;
     balancer.detach(&[])?.expect(0, &["what was pinned is taken off eth", "restored"])?;
+    before.expect_no_change(&network.balancer)
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_left_alone() -> Result<()> {
+    let network = Network::new("restart-other", Arms::Two)?;
+    let bpffs = Bpffs::mount(&network.balancer)?;
+    let _echoes = start_pair(&network)?;
+    let before = Traces::of(&network.balancer)?;
+    let balancer = attach(&network, &all_kinds(VIP, &[]))?;
+    balancer.wait_until_serving()?;
+    let mut flows = open_flows(&network)?;
+    balancer.stop(Signal::SIGTERM)?;
+    let runs = program(&network)?;
+
+    let mut refuses = |files: &Files, words: &[&str]| {
+        let refused = files.attach_in_vain_with(&network.balancer, network.interfaces, &PINNED)?;
+        refused.expect(1, &[words, &["foobar-lb detach"]].concat())?;
+        ensure!(program(&network)? == runs, "the program is another one");
+        ask_again(&mut flows)
+    };
+    let files = Files::write(&network.balancer, &all_kinds(VIP, &[]))?;
+    let right = fs::read_to_string(&files.config)?;
+    let wrong = [
+        ("[daemon]\n", "[daemon]\nflows = 4096\n", "the map ESTABLISHED that is pinned at"),
+        ("[daemon]\n", "[daemon]\nbackends = 300\n", "that is pinned at"),
+        ("0x0123456789abcdef", "0x0123456789abcdee", "is not the one of the data path that is pinned"),
+    ];
+    for (text, other, words) in wrong {
+        fs::write(&files.config, right.replace(text, other))?;
+        refuses(&files, &[words])?;
+    }
+    fs::write(&files.config, right)?;
+    // As a version with another layout leaves it.
+    fs::rename(bpffs.pins().join("v1"), bpffs.pins().join("v7"))?;
+    refuses(&files, &["has layout 7", "run the version that it came from"])?;
+    let mut detach = foobar_lb(&network.balancer)?;
+    let detached = Ending::from(detach.arg("detach").arg("--config").arg(&files.config).output()?);
+    detached.expect(0, &["what was pinned is taken off eth"])?;
     before.expect_no_change(&network.balancer)
 }
 

@@ -42,14 +42,18 @@ impl Balancer {
         services: &str,
         options: &[&str],
     ) -> Result<Self> {
-        let mut balancer = Self::launch(&[], namespace, interfaces, services, options)?;
+        Self::launch(&[], namespace, interfaces, services, options)?.answering()
+    }
+
+    /// Waits until it answers.
+    pub fn answering(mut self) -> Result<Self> {
         let ready = wait_for(EVENTUALLY, "the balancer's answer", || {
-            let ended = balancer.process.has_ended().unwrap_or(true);
-            let answered = balancer.status().is_ok();
+            let ended = self.process.has_ended().unwrap_or(true);
+            let answered = self.status().is_ok();
             (ended || answered).then_some(answered)
         });
         ensure!(ready.unwrap_or(false), "foobar-lb did not come up");
-        Ok(balancer)
+        Ok(self)
     }
 
     /// The same, started by another command (`env NAME=VALUE`), and not waited for.
@@ -311,6 +315,12 @@ pub fn binary() -> Result<String> {
         .context("FOOBAR_LB_BIN does not name the foobar-lb to test: run `cargo xtask test traffic`")
 }
 
+/// The path of a later version of it.
+pub fn successor() -> Result<String> {
+    env::var("FOOBAR_LB_SUCCESSOR_BIN")
+        .context("FOOBAR_LB_SUCCESSOR_BIN does not name a later foobar-lb: run `cargo xtask test traffic`")
+}
+
 /// A command of the binary under test.
 pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
     Ok(namespace.command(binary()?))
@@ -319,6 +329,7 @@ pub fn foobar_lb(namespace: &Namespace) -> Result<Command> {
 /// The part of `foobar-lb status --json` that the stories look at.
 #[derive(Debug, Deserialize)]
 pub struct Status {
+    pub version: String,
     pub words_lost: Option<String>,
     pub words_unkept: Option<String>,
     pub reload_failure: Option<String>,

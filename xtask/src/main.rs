@@ -10,6 +10,7 @@ mod report;
 mod run;
 mod sandbox;
 mod setup;
+mod successor;
 mod test;
 mod tidy;
 mod toolchain;

@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use crate::cargo::{self, Artifacts, cargo};
 use crate::sandbox::{self, Network};
 use crate::toolchain::Toolchain;
-use crate::{build, package, setup, tidy, workspace};
+use crate::{build, package, setup, successor, tidy, workspace};
 use tally::Tally;
 
 /// How many traffic tests run at once: each has a balancer and servers of its own, and measures times.
@@ -111,10 +111,12 @@ fn test_program() -> Result<Tally> {
 }
 
 fn test_traffic() -> Result<Tally> {
+    let successor = successor::make()?;
     let programs = build::release()?;
     let built = build_test("lab", "traffic")?;
     let environment = [
         ("FOOBAR_LB_BIN", programs.executable("foobar-lb")?.as_os_str()),
+        ("FOOBAR_LB_SUCCESSOR_BIN", successor.as_os_str()),
         ("FOOBAR_SITE_BIN", programs.executable("foobar-site")?.as_os_str()),
     ];
     test_in_sandbox(built.executable("traffic")?, "tests", &[TRAFFIC_THREADS], &environment)
