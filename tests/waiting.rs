@@ -35,7 +35,7 @@ fn it_ends_with_the_last_flow_and_not_before_the_transition() -> Result<()> {
     waiting.wait_for_line("web1 of tcp-v4: draining", SOON)?;
     wait_until(EVENTUALLY, "the transition to be over", || {
         flow.expect_answer_from("web1").is_ok()
-            && waiting.output().is_ok_and(|output| output.contains("1 flows seen, no others"))
+            && waiting.output().is_ok_and(|output| output.contains("1 flows seen, the quietest last at "))
     })?;
     flow.expect_answer_from("web1")?;
     ensure!(!waiting.has_ended()?, "it ended before the flow: {}", waiting.output()?);

@@ -13,7 +13,7 @@ use crate::{
     model::{self, Admin, Health, Place, WhenEmpty},
     reload::Reload,
     state::{Backend, Drain, Origin, Service, Standing, State},
-    sweep::Flows,
+    sweep::{Flows, monotonic},
 };
 
 /// Where all of it comes from.
@@ -163,6 +163,9 @@ impl Sources<'_> {
             seconds: since.elapsed().as_secs(),
             seen: flows.map(|flows| flows.seen),
             closing: flows.map(|flows| flows.closing),
+            quietest_seconds: flows
+                .and_then(|flows| flows.quietest)
+                .map(|seen| monotonic().saturating_sub(seen).as_secs()),
             silent_for_seconds: last_end.map(seconds_until),
             remaining_seconds: drain_time.filter(|_| !over).map(|limit| seconds_until(since + limit)),
             over,

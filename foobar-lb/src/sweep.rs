@@ -90,14 +90,18 @@ pub struct Flows {
     pub seen: u64,
     /// That have shown their end: of most, nothing more will come.
     pub closing: u64,
+    /// When the one that has been quiet the longest last sent, by the data path's clock; none if there are no flows.
+    pub quietest: Option<Duration>,
 }
 
 impl Flows {
-    fn count(&mut self, has_ended: bool) {
+    fn count(&mut self, has_ended: bool, seen: u64) {
         match has_ended {
             false => self.seen += 1,
             true => self.closing += 1,
         }
+        let seen = Duration::from_nanos(seen);
+        self.quietest = Some(self.quietest.map_or(seen, |quietest| quietest.min(seen)));
     }
 }
 
@@ -200,7 +204,7 @@ impl Broom {
         found.slots.insert(service.first_slot + place);
         let keeps = has_sent_since || self.needs(flow, service, place, found);
         if keeps {
-            found.flows.entry(backend).or_default().count(state & entry_state::ENDING != 0);
+            found.flows.entry(backend).or_default().count(state & entry_state::ENDING != 0, flow.seen);
         }
         keeps
     }
@@ -219,7 +223,7 @@ impl Broom {
                 return false;
             }
         }
-        found.flows.entry(*backend).or_default().count(life.has_ended());
+        found.flows.entry(*backend).or_default().count(life.has_ended(), life.seen());
         true
     }
 

@@ -124,7 +124,8 @@ pub fn local(time: &str) -> String {
 
 /// `web1 is draining: 12 flows seen, silent ones unknown until 14:05; those left are re-picked at 14:50`.
 pub fn render_drain(backend: &Backend) -> Option<String> {
-    let Drain { seen, closing, silent_for_seconds, remaining_seconds, over, .. } = backend.drain.as_ref()?;
+    let Drain { seen, closing, quietest_seconds, silent_for_seconds, remaining_seconds, over, .. } =
+        backend.drain.as_ref()?;
     let Backend { name, admin, repicked, eligible, .. } = backend;
     if *eligible {
         return Some(format!("{name} is {admin} and stands in, because no other backend is up\n"));
@@ -140,13 +141,22 @@ pub fn render_drain(backend: &Backend) -> Option<String> {
         (Some(seen), Some(closing), _) => format!("{seen} flows seen, {closing} closing"),
         _ => "flows not counted yet".to_owned(),
     };
+    let quietest = quietest_seconds
+        .map_or_else(String::new, |seconds| format!(", the quietest last at {}", time_ago(seconds)));
     let silent = match silent_for_seconds {
         Some(seconds) => format!("silent ones unknown until {}", time_in(*seconds)),
         None => "no others".to_owned(),
     };
     let end = remaining_seconds
         .map_or_else(String::new, |seconds| format!("; those left are re-picked at {}", time_in(seconds)));
-    Some(format!("{name} is {admin}: {flows}, {silent}{end}\n"))
+    Some(format!("{name} is {admin}: {flows}{quietest}, {silent}{end}\n"))
+}
+
+/// The time of day so many seconds ago, with the date if it is not today's.
+fn time_ago(seconds: u64) -> String {
+    let now = Zoned::now();
+    let then = now.saturating_sub(SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX)));
+    time_of(&then, &now)
 }
 
 /// The time of day in so many seconds, in whole minutes and not before, with the date if it is not today's.
@@ -154,6 +164,10 @@ fn time_in(seconds: u64) -> String {
     let now = Zoned::now();
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(59);
     let then = now.saturating_add(SignedDuration::from_secs(seconds));
+    time_of(&then, &now)
+}
+
+fn time_of(then: &Zoned, now: &Zoned) -> String {
     let format = if then.date() == now.date() { "%H:%M" } else { "%Y-%m-%d %H:%M" };
     then.strftime(format).to_string()
 }

@@ -176,6 +176,8 @@ pub struct Drain {
     pub seen: Option<u64>,
     /// Remembered flows that have shown their end, of which an acknowledgement or two may still come, or a download.
     pub closing: Option<u64>,
+    /// How long ago the flow that has been quiet the longest last sent; absent if there is none.
+    pub quietest_seconds: Option<u64>,
     /// How much longer there may be flows that have been silent since it began and so are not counted; absent
     /// when that time is over.
     pub silent_for_seconds: Option<u64>,
