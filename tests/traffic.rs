@@ -26,6 +26,7 @@ mod leaving;
 mod lifecycle;
 mod maintain;
 mod mysql;
+mod netlink;
 mod one_arm;
 mod own_user;
 mod passthrough;

@@ -35,6 +35,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
     Tool { program: "nginx", package: "nginx-light" },
     Tool { program: "ping", package: "iputils-ping" },
+    Tool { program: "strace", package: "strace" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "tracepath", package: "iputils-tracepath" },
     Tool { program: "traceroute", package: "traceroute" },
