@@ -62,7 +62,7 @@ fn a_backend_is_restarted_under_load_without_a_failed_request() -> Result<()> {
 #[test]
 fn what_goes_wrong_is_said_with_the_state_it_is_left_in() -> Result<()> {
     let network = Network::new("maintain-wrong", Arms::Two)?;
-    let [_web1, web2] = start_pair(&network)?;
+    let [web1, web2] = start_pair(&network)?;
     let balancer = Balancer::serve(&network, &tcp_before(&PAIR, &KEYS))?;
     let maintain = |words: &[&str]| {
         let words = [&["maintain", "tcp-v4", "web1"], words].concat();
@@ -90,6 +90,12 @@ fn what_goes_wrong_is_said_with_the_state_it_is_left_in() -> Result<()> {
     interrupt_the_command(&network, &balancer)?;
     ensure!(admin()? == "draining", "{}", admin()?);
     balancer.backend(&["enable", "tcp-v4", "web1"])?.expect(0, &[])?;
+    drop(web1);
+    interrupt_the_return(&balancer)?;
+    ensure!(admin()? == "draining", "{}", admin()?);
+    balancer.backend(&["enable", "tcp-v4", "web1"])?.expect(0, &[])?;
+    let _web1 = Echo::start(&network.web1, "web1", BACKEND_PORT)?;
+    balancer.wait_until_serving()?;
 
     let (code, said) = maintain(&["--min-up", "2", "--", "true"])?;
     ensure!(code == Some(1) && said.contains("1 other backends") && said.contains("2 are needed"), "{said}");
@@ -128,6 +134,23 @@ fn interrupt_the_command(network: &Network, balancer: &Balancer) -> Result<()> {
     let exit = maintaining.wait(SOON)?;
     let said = maintaining.output()?;
     ensure!(exit.code() == Some(1) && said.contains("interrupted while the command ran"), "{exit}: {said}");
+    ensure!(said.contains("web1 is left drained"), "{said}");
+    Ok(())
+}
+
+/// Ctrl-C when all is done and the backend does not come back.
+fn interrupt_the_return(balancer: &Balancer) -> Result<()> {
+    balancer.wait_until_down("web1")?;
+    let mut maintaining =
+        balancer.start("interrupted-return", &["maintain", "tcp-v4", "web1", "--", "true"])?;
+    maintaining.wait_for_line("web1 is down", EVENTUALLY)?;
+    maintaining.signal(Signal::SIGINT)?;
+    let exit = maintaining.wait(SOON)?;
+    let said = maintaining.output()?;
+    ensure!(
+        exit.code() == Some(1) && said.contains("interrupted before web1 was found to be up"),
+        "{exit}: {said}"
+    );
     ensure!(said.contains("web1 is left drained"), "{said}");
     Ok(())
 }
