@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::support::balancer::{Balancer, Ending, Files, foobar_lb};
-use crate::support::config::tcp_before;
+use crate::support::config::{tcp_before, tcp_before_with};
 use crate::support::echo::start_pair;
 use crate::support::network::{Arms, BACKEND_GATEWAY, Dual, Family, Network, ROUTER, VIP};
 use crate::support::site::{Mode, Site};
@@ -27,6 +27,7 @@ struct Report {
 struct Finding {
     id: String,
     place: String,
+    seen: String,
 }
 
 /// Somebody who asks the doctor again and again.
@@ -66,6 +67,14 @@ impl<'n> Visit<'n> {
     fn expect_health(&self) -> Result<()> {
         let (code, report) = self.ask(&[])?;
         ensure!(code == Some(0) && report.findings.is_empty(), "something is found: {report:?}");
+        Ok(())
+    }
+
+    /// Exactly one thing is found, and told with these words.
+    fn expect_saying(&self, expected: (&str, &str), words: &str) -> Result<()> {
+        self.expect(&[expected])?;
+        let (_, Report { findings }) = self.ask(&[])?;
+        ensure!(findings.iter().all(|finding| finding.seen.contains(words)), "no {words:?}: {findings:#?}");
         Ok(())
     }
 
@@ -252,9 +261,59 @@ fn a_backend_without_the_vip() -> Result<()> {
         let _balancer = site.serve(&services)?;
         visit.expect_health().with_context(|| format!("{mode:?}"))?;
         site.network.web1.ip(&format!("address delete {}/32 dev lo", VIP.v4()))?;
-        visit.expect(&[("probe-unanswered", "tcp-v4/web1")]).with_context(|| format!("{mode:?}"))?;
+        let lacks = if mode == Mode::Dsr { "lacks the VIP, or" } else { "lacks the VIP or" };
+        visit
+            .expect_saying(("probe-unanswered", "tcp-v4/web1"), lacks)
+            .with_context(|| format!("{mode:?}"))?;
     }
     Ok(())
+}
+
+#[test]
+fn a_backend_that_does_not_take_outer_headers_off() -> Result<()> {
+    for (name, mode) in [("doctor-no-ipip", Mode::Ipip(Family::V4)), ("doctor-no-gue", Mode::Gue(Family::V4))]
+    {
+        let mut site = healthy(name, mode)?;
+        let _echoes = site.start_echoes()?;
+        let services = tunnelled(&site);
+        let visit = Visit::new(&site.network, &services, &[])?;
+        let _balancer = site.serve(&services)?;
+        visit.expect_health().with_context(|| format!("{mode:?}"))?;
+        site.decaps.remove(0).stop(Signal::SIGTERM)?;
+        visit
+            .expect_saying(("probe-unanswered", "tcp-v4/web1"), "it lacks what takes them off")
+            .with_context(|| format!("{mode:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_where_nobody_listens_at_the_vip() -> Result<()> {
+    let site = healthy("doctor-refused", Mode::Dsr)?;
+    let mut echoes = site.start_echoes()?;
+    let services = tunnelled(&site);
+    let visit = Visit::new(&site.network, &services, &[])?;
+    let _balancer = site.serve(&services)?;
+    visit.expect_health()?;
+    // The first of its servers is the one at the IPv4 VIP.
+    drop(echoes[0].remove(0));
+    visit.expect_saying(("probe-unanswered", "tcp-v4/web1"), "nobody listens there")
+}
+
+#[test]
+fn a_backend_that_is_not_checked() -> Result<()> {
+    let network = Network::new("doctor-unchecked", Arms::Two)?;
+    use_all_queues(&network)?;
+    let _echoes = start_pair(&network)?;
+    let services = tcp_before_with(&[(1, 1), (2, 1)], |service| service.health(&["kind = \"none\""]));
+    let visit = Visit::new(&network, &services, &[])?;
+    let _balancer = Balancer::serve(&network, &services)?;
+    visit.expect_health()?;
+    // Nobody has said that it listens, so that nobody is to blame if it does not.
+    let rule = "add table inet t; add chain inet t i { type filter hook input priority 0; }; \
+                add rule inet t i tcp dport 8080 drop";
+    network.web2.run(["nft", rule])?;
+    visit.expect(&[("cannot-tell", "tcp-v4/web2"), ("cannot-tell", "tcp-v6/web2")])
 }
 
 #[test]
@@ -283,6 +342,13 @@ fn a_program_in_the_network_stack() -> Result<()> {
     balancer.wait_until_serving()?;
     let visit = Visit::new(&network, &services, &[])?;
     visit.expect(&[("generic-mode", "eth0"), ("generic-mode", "eth1")])
+}
+
+/// Its IPv4 TCP service alone.
+fn tunnelled(site: &Site) -> String {
+    let kinds = site.kinds(&[]);
+    let wanted = kinds.split("[[service]]\n").find(|service| service.contains("\"tcp-v4\""));
+    format!("[[service]]\n{}", wanted.unwrap_or_default())
 }
 
 /// A network in which nothing is wrong.

@@ -105,7 +105,8 @@ impl Mode {
 pub struct Site {
     pub mode: Mode,
     pub network: Network,
-    _decaps: Vec<Decap>,
+    /// What makes the backends ready, if anything does.
+    pub decaps: Vec<Decap>,
 }
 
 impl Site {
@@ -126,7 +127,7 @@ impl Site {
                 decaps.push(Decap::start_on(backend, &vips(), options)?);
             }
         }
-        Ok(Self { mode, network, _decaps: decaps })
+        Ok(Self { mode, network, decaps })
     }
 
     /// Gives the way from the balancer to the backends room for outer headers. What backends send stays as it is.
