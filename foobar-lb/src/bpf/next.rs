@@ -7,6 +7,7 @@ use aya::{
     programs::{ProgramError, ProgramFd, ProgramInfo, Xdp, loaded_programs},
 };
 use aya_obj::{Object, generated::bpf_prog_type::BPF_PROG_TYPE_XDP, programs::XdpAttachType};
+use caps::{CapSet, Capability};
 use foobar_lb_ebpf::layout::name;
 
 use super::{Bpf, failed, unless_missing};
@@ -50,7 +51,11 @@ pub struct NotAProgram;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing, or nothing of use, is pinned there.
-    #[error("there is no program to run behind the balancer at {}: pin it there with `bpftool prog pin id ID PATH`", path.display())]
+    #[error(
+        "there is no program to run behind the balancer at {}: pin it there with `bpftool prog pin id ID PATH`, and let the \
+         user of the balancer read and write that pin",
+        path.display()
+    )]
     NoPin {
         /// Where.
         path: PathBuf,
@@ -62,6 +67,14 @@ pub enum Error {
         "there is no program with the id {id} to run behind the balancer: `bpftool prog` shows those that are loaded"
     )]
     NoId {
+        /// The id.
+        id: u32,
+    },
+    /// The kernel does not tell which programs there are.
+    #[error(
+        "only with CAP_SYS_ADMIN can a program be found by its id, here {id}: name the path where it is pinned"
+    )]
+    Hidden {
         /// The id.
         id: u32,
     },
@@ -145,7 +158,10 @@ fn open_pin(path: PathBuf) -> Result<Opened, Error> {
 }
 
 fn open_id(id: u32) -> Result<Opened, Error> {
-    let info = loaded_programs().flatten().find(|info| info.id() == id).ok_or(Error::NoId { id })?;
+    let may_look = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(true);
+    let missing = if may_look { Error::NoId { id } } else { Error::Hidden { id } };
+    // Others may end while this looks through them.
+    let info = loaded_programs().flatten().find(|info| info.id() == id).ok_or(missing)?;
     let descriptor = info.fd();
     Ok((info, descriptor))
 }
