@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cargo;
 mod fuzz;
+mod musl;
 mod package;
 mod report;
 mod run;
@@ -45,7 +46,11 @@ enum Task {
     /// Builds Debian's package of the daemon, and prints where it is.
     ///
     /// Installs cargo-deb if it is missing.
-    Package,
+    Package {
+        /// Builds the daemon alone, as a file that needs no library, for systems that are not Debian's.
+        #[arg(long = "static")]
+        is_static: bool,
+    },
     /// Brings www.foobar.com up behind the balancer, on this machine, until Ctrl-C.
     ///
     /// Nginx, the application and MySQL run for real, each in a network namespace of its own. Nothing of them
@@ -101,7 +106,7 @@ fn perform(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::set_up(setup::Manner::Talkative),
         Task::Build => prepared(build::build),
-        Task::Package => prepared(package::package),
+        Task::Package { is_static } => prepared(|| package::package(is_static)),
         Task::Run { once } => prepared(|| run::run(once)),
         Task::Test { ring } => prepared(|| test::test(ring)),
         Task::Bench { subject } => prepared(|| bench::bench(&subject)),

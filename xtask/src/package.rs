@@ -8,13 +8,15 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo::{self, cargo};
+use crate::musl;
 
 /// The shells, and what the file is called in which each looks for completions.
 const SHELLS: [(&str, &str); 3] = [("bash", "foobar-lb"), ("fish", "foobar-lb.fish"), ("zsh", "_foobar-lb")];
 
-/// Builds the package and prints where it is.
-pub fn package() -> Result<ExitCode> {
-    println!("{}", build()?.display());
+/// Builds the package, or the static program alone, and prints where it is.
+pub fn package(is_static: bool) -> Result<ExitCode> {
+    let built = if is_static { musl::build()? } else { build()? };
+    println!("{}", built.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,10 +16,10 @@ use anyhow::{Context, Result, bail};
 pub use clean_root::clean_root;
 
 /// A program that must be there, and Debian's package that brings it.
-struct Tool {
+pub struct Tool {
     /// Its name, or the whole path of a file that another program loads.
-    program: &'static str,
-    package: &'static str,
+    pub program: &'static str,
+    pub package: &'static str,
 }
 
 const TOOLS: &[Tool] = &[
@@ -79,6 +79,19 @@ pub fn set_up(manner: Manner) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Installs those tools that are missing, which only one task needs.
+pub fn provide(tools: &[Tool]) -> Result<()> {
+    let packages: Vec<_> = tools.iter().filter(|tool| tool.is_missing()).map(|tool| tool.package).collect();
+    if packages.is_empty() { Ok(()) } else { debian::install(&packages) }
+}
+
+impl Tool {
+    fn is_missing(&self) -> bool {
+        let path = format!("{}:{SYSTEM_DIRECTORIES}", env::var("PATH").unwrap_or_default());
+        !env::split_paths(&path).any(|directory| directory.join(self.program).is_file())
+    }
+}
+
 /// What this machine lacks.
 struct Missing {
     tools: Vec<&'static Tool>,
@@ -89,10 +102,8 @@ struct Missing {
 
 impl Missing {
     fn find() -> Self {
-        let path = format!("{}:{SYSTEM_DIRECTORIES}", env::var("PATH").unwrap_or_default());
-        let is_missing = |tool: &&Tool| !env::split_paths(&path).any(|dir| dir.join(tool.program).is_file());
         Self {
-            tools: TOOLS.iter().filter(is_missing).collect(),
+            tools: TOOLS.iter().filter(|tool| tool.is_missing()).collect(),
             toolchain: !bpf::is_installed(),
             unfinished: debian::is_unfinished(),
         }

@@ -75,7 +75,7 @@ impl Toolchain {
     }
 
     /// A program as the toolchain's own build would find it.
-    fn command(self, program: &str) -> Command {
+    pub fn command(self, program: &str) -> Command {
         let Some(name) = self.name else { return Command::new(program) };
         let mut command = Command::new("rustup");
         command.args(["run", name, program]);

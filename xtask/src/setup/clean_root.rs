@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{SYSTEM_DIRECTORIES, debian, show_and_run};
+use super::{Tool, provide, show_and_run};
 use crate::cargo::target_directory;
 use crate::sandbox::root_command;
 
@@ -22,9 +22,7 @@ pub fn clean_root() -> Result<PathBuf> {
     if root.exists() {
         return Ok(root);
     }
-    if !SYSTEM_DIRECTORIES.split(':').any(|path| PathBuf::from(path).join("debootstrap").exists()) {
-        debian::install(&["debootstrap"])?;
-    }
+    provide(&[Tool { program: "debootstrap", package: "debootstrap" }])?;
     // What an interruption has left does not count.
     let unfinished = directory.join("unfinished");
     show_and_run(root_command("rm").arg("-rf").arg(&unfinished))?;
